@@ -1,1 +1,42 @@
-//! Placeholder until the first commit of this crate.
+//! The AERO protocol without IO.
+//!
+//! AERO (RFC 6706, draft-templin-aerolink; this crate follows version -48) is a virtual
+//! NBMA link over any IP network. Each Client owns an AERO Client Prefix (ACP) that stays the
+//! same wherever the Client is; Servers delegate ACPs by DHCPv6 prefix delegation and forward
+//! until a better path is known.
+//!
+//! Nothing here has a socket, a clock, a thread or a panic. An engine takes inputs
+//! (a control packet with its outer source, a local event) together with the time, and is
+//! drained of [`Output`]s: packets to send, changes of the [`forwarding::Table`], events to
+//! report. So the same code runs in the node agent, in unit tests and in a simulation with
+//! virtual time.
+//!
+//! Read in this order: [`address`], [`wire`] (bytes), [`forwarding`] (the only influence on
+//! user data), [`client`], [`server`].
+
+#![forbid(unsafe_code)]
+
+pub mod address;
+pub mod client;
+pub mod forwarding;
+pub mod server;
+pub mod timers;
+pub mod wire;
+
+use address::LinkLayerAddress;
+
+/// What an engine wants done. `E` is the engine's own kind of event.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Output<E> {
+    /// Send this control packet (a whole inner IPv6 packet) in a UDP datagram to `to`.
+    Send {
+        /// Outer destination: underlay IP address and UDP port.
+        to: LinkLayerAddress,
+        /// The inner packet, at most 1280 - ENCAPS bytes.
+        packet: Vec<u8>,
+    },
+    /// Apply this change to the forwarding table.
+    Forward(forwarding::Change),
+    /// Something that a person or the program around the engine wants to know.
+    Event(E),
+}

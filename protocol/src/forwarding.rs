@@ -1,0 +1,431 @@
+//! The forwarding table: the engines' only influence on user data.
+//!
+//! An engine emits [`Change`]s; a forwarder (user space or eBPF) applies them. [`Table`] is the
+//! table as plain data with the look-ups that a forwarder makes per packet: draft -48 sections
+//! 3.5 (forwarding inside the interface) and 3.8 (data origin authentication). It is what the
+//! user-space forwarder uses and what tests compare others with.
+
+use std::collections::{HashMap, HashSet};
+use std::net::IpAddr;
+use std::time::Instant;
+
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use prefix_trie::PrefixMap;
+
+use crate::address::LinkLayerAddress;
+
+/// Where an inner packet goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum NextHop {
+    /// To this node's own network layer: the prefix is attached here.
+    Local,
+    /// Into a tunnel to this neighbour.
+    Neighbor(LinkLayerAddress),
+}
+
+/// A route for inner destinations.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Route {
+    /// Where to.
+    pub to: NextHop,
+    /// True if packets that came out of a tunnel may take this route into another one. Clients
+    /// have it only for prefixes that left them, or two nodes could hand a packet to and fro.
+    pub transit: bool,
+    /// The route is ignored from this time on.
+    pub until: Option<Instant>,
+}
+
+/// One change of the table.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Change {
+    /// Sets the route of an inner destination prefix.
+    SetRoute {
+        /// Inner destinations.
+        prefix: IpNet,
+        /// Where they go.
+        route: Route,
+    },
+    /// Removes the route of a prefix.
+    RemoveRoute {
+        /// As it was set.
+        prefix: IpNet,
+    },
+    /// Accepts whatever comes from this outer source: a Server (for a Client), a Server or Relay
+    /// (for a Server).
+    AddPeer(LinkLayerAddress),
+    /// No longer accepts it.
+    RemovePeer(LinkLayerAddress),
+    /// Accepts inner sources in `prefix` from this outer source only.
+    SetSource {
+        /// Inner sources.
+        prefix: IpNet,
+        /// The outer source that may send them.
+        from: LinkLayerAddress,
+        /// Ignored from this time on (AcceptTime).
+        until: Option<Instant>,
+    },
+    /// Accepts that prefix from nobody.
+    RemoveSource {
+        /// As it was set.
+        prefix: IpNet,
+    },
+    /// For the time of a hand-over accepts packets *to* `prefix` from the node that it left,
+    /// which sends on what still reaches it, whatever their inner source.
+    SetHandover {
+        /// Inner destinations.
+        prefix: IpNet,
+        /// The node that the prefix left.
+        from: LinkLayerAddress,
+        /// Ignored from this time on.
+        until: Instant,
+    },
+}
+
+/// Why a packet was dropped. The names are those of the drop counters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Drop {
+    /// Not an IP packet, or cut short.
+    Malformed,
+    /// From the network layer with a source that is not attached here.
+    ForeignSource,
+    /// The outer source may not send this inner source.
+    OriginRefused,
+    /// No route for the inner destination.
+    NoRoute,
+    /// The next hop is the node that the packet came from.
+    WouldReturn,
+    /// From a tunnel to a destination that is not attached here and may not be sent on.
+    NotForUs,
+}
+
+impl Drop {
+    /// All reasons, for counters.
+    pub const ALL: [Drop; 6] = [
+        Drop::Malformed,
+        Drop::ForeignSource,
+        Drop::OriginRefused,
+        Drop::NoRoute,
+        Drop::WouldReturn,
+        Drop::NotForUs,
+    ];
+
+    /// The label in metrics.
+    pub fn label(self) -> &'static str {
+        match self {
+            Drop::Malformed => "malformed",
+            Drop::ForeignSource => "foreign_source",
+            Drop::OriginRefused => "origin_refused",
+            Drop::NoRoute => "no_route",
+            Drop::WouldReturn => "would_return",
+            Drop::NotForUs => "not_for_us",
+        }
+    }
+}
+
+/// What to do with a packet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Disposition {
+    /// Hand it to this node's network layer.
+    Deliver,
+    /// Send it (again) in a tunnel to this neighbour.
+    Tunnel(LinkLayerAddress),
+    /// Drop it and count why.
+    Drop(Drop),
+}
+
+/// Source and destination of an inner packet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Inner {
+    /// Inner source address.
+    pub source: IpAddr,
+    /// Inner destination address.
+    pub destination: IpAddr,
+}
+
+impl Inner {
+    /// Reads the addresses of an IPv4 or IPv6 packet. `None` if it is neither or cut short.
+    pub fn of(packet: &[u8]) -> Option<Self> {
+        match packet.first()? >> 4 {
+            4 => {
+                let source: [u8; 4] = packet.get(12..16)?.try_into().ok()?;
+                let destination: [u8; 4] = packet.get(16..20)?.try_into().ok()?;
+                Some(Self { source: source.into(), destination: destination.into() })
+            }
+            6 => {
+                let source: [u8; 16] = packet.get(8..24)?.try_into().ok()?;
+                let destination: [u8; 16] = packet.get(24..40)?.try_into().ok()?;
+                Some(Self { source: source.into(), destination: destination.into() })
+            }
+            _ => None,
+        }
+    }
+}
+
+/// A longest-prefix-match table for both families.
+#[derive(Debug, Clone)]
+struct Lpm<T> {
+    v4: PrefixMap<Ipv4Net, T>,
+    v6: PrefixMap<Ipv6Net, T>,
+}
+
+impl<T> Default for Lpm<T> {
+    fn default() -> Self {
+        Self { v4: PrefixMap::new(), v6: PrefixMap::new() }
+    }
+}
+
+impl<T> Lpm<T> {
+    fn insert(&mut self, prefix: IpNet, value: T) {
+        match prefix.trunc() {
+            IpNet::V4(p) => drop(self.v4.insert(p, value)),
+            IpNet::V6(p) => drop(self.v6.insert(p, value)),
+        }
+    }
+
+    fn remove(&mut self, prefix: IpNet) {
+        match prefix.trunc() {
+            IpNet::V4(p) => drop(self.v4.remove(&p)),
+            IpNet::V6(p) => drop(self.v6.remove(&p)),
+        }
+    }
+
+    fn get(&self, prefix: IpNet) -> Option<&T> {
+        match prefix.trunc() {
+            IpNet::V4(p) => self.v4.get(&p),
+            IpNet::V6(p) => self.v6.get(&p),
+        }
+    }
+
+    fn longest_match(&self, address: IpAddr) -> Option<&T> {
+        match address {
+            IpAddr::V4(a) => self.v4.get_lpm(&Ipv4Net::from(a)).map(|(_, t)| t),
+            IpAddr::V6(a) => self.v6.get_lpm(&Ipv6Net::from(a)).map(|(_, t)| t),
+        }
+    }
+
+    fn retain(&mut self, keep: impl Fn(&T) -> bool) {
+        self.v4.retain(|_, t| keep(t));
+        self.v6.retain(|_, t| keep(t));
+    }
+}
+
+/// The table as data.
+#[derive(Debug, Clone, Default)]
+pub struct Table {
+    routes: Lpm<Route>,
+    sources: Lpm<(LinkLayerAddress, Option<Instant>)>,
+    peers: HashSet<LinkLayerAddress>,
+    handovers: HashMap<LinkLayerAddress, Vec<(IpNet, Instant)>>,
+}
+
+impl Table {
+    /// Applies one change.
+    pub fn apply(&mut self, change: &Change) {
+        match change {
+            Change::SetRoute { prefix, route } => self.routes.insert(*prefix, *route),
+            Change::RemoveRoute { prefix } => self.routes.remove(*prefix),
+            Change::AddPeer(peer) => drop(self.peers.insert(*peer)),
+            Change::RemovePeer(peer) => drop(self.peers.remove(peer)),
+            Change::SetSource { prefix, from, until } => {
+                self.sources.insert(*prefix, (*from, *until));
+            }
+            Change::RemoveSource { prefix } => self.sources.remove(*prefix),
+            Change::SetHandover { prefix, from, until } => {
+                let list = self.handovers.entry(*from).or_default();
+                list.retain(|(p, _)| p != prefix);
+                list.push((*prefix, *until));
+            }
+        }
+    }
+
+    /// Forgets what has run out. Look-ups ignore it anyway; this gives the memory back.
+    pub fn expire(&mut self, now: Instant) {
+        self.routes.retain(|r| r.until.is_none_or(|t| t > now));
+        self.sources.retain(|(_, until)| until.is_none_or(|t| t > now));
+        for list in self.handovers.values_mut() {
+            list.retain(|(_, until)| *until > now);
+        }
+        self.handovers.retain(|_, list| !list.is_empty());
+    }
+
+    /// The route that is set for exactly this prefix.
+    pub fn route(&self, prefix: IpNet) -> Option<&Route> {
+        self.routes.get(prefix)
+    }
+
+    /// The fate of a packet that this node's network layer sends into the AERO interface.
+    pub fn egress(&self, inner: Inner, now: Instant) -> Disposition {
+        let own = self.live_route(inner.source, now).is_some_and(|r| r.to == NextHop::Local);
+        if !own {
+            return Disposition::Drop(Drop::ForeignSource);
+        }
+        match self.live_route(inner.destination, now).map(|r| r.to) {
+            Some(NextHop::Neighbor(to)) => Disposition::Tunnel(to),
+            // Local prefixes have host routes; what comes here all the same has lost its way.
+            Some(NextHop::Local) | None => Disposition::Drop(Drop::NoRoute),
+        }
+    }
+
+    /// The fate of a packet that came out of a tunnel from `from`.
+    pub fn ingress(&self, from: LinkLayerAddress, inner: Inner, now: Instant) -> Disposition {
+        if !self.accepts(from, inner, now) {
+            return Disposition::Drop(Drop::OriginRefused);
+        }
+        let Some(route) = self.live_route(inner.destination, now) else {
+            return Disposition::Drop(Drop::NoRoute);
+        };
+        match route.to {
+            NextHop::Local => Disposition::Deliver,
+            NextHop::Neighbor(_) if !route.transit => Disposition::Drop(Drop::NotForUs),
+            NextHop::Neighbor(to) if to == from => Disposition::Drop(Drop::WouldReturn),
+            NextHop::Neighbor(to) => Disposition::Tunnel(to),
+        }
+    }
+
+    fn accepts(&self, from: LinkLayerAddress, inner: Inner, now: Instant) -> bool {
+        if self.peers.contains(&from) {
+            return true;
+        }
+        let by_source = self
+            .sources
+            .longest_match(inner.source)
+            .is_some_and(|(l2, until)| *l2 == from && until.is_none_or(|t| t > now));
+        by_source
+            || self.handovers.get(&from).is_some_and(|list| {
+                list.iter().any(|(p, until)| *until > now && p.contains(&inner.destination))
+            })
+    }
+
+    fn live_route(&self, address: IpAddr, now: Instant) -> Option<&Route> {
+        self.routes.longest_match(address).filter(|r| r.until.is_none_or(|t| t > now))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    fn l2(s: &str) -> LinkLayerAddress {
+        s.parse::<std::net::SocketAddr>().unwrap().into()
+    }
+
+    fn inner(source: &str, destination: &str) -> Inner {
+        Inner { source: source.parse().unwrap(), destination: destination.parse().unwrap() }
+    }
+
+    fn route(to: NextHop, transit: bool) -> Route {
+        Route { to, transit, until: None }
+    }
+
+    fn client_table() -> (Table, LinkLayerAddress) {
+        let server = l2("192.0.2.11:8060");
+        let mut table = Table::default();
+        table.apply(&Change::AddPeer(server));
+        table.apply(&Change::SetRoute {
+            prefix: "2001:db8::/32".parse().unwrap(),
+            route: route(NextHop::Neighbor(server), false),
+        });
+        table.apply(&Change::SetRoute {
+            prefix: "2001:db8:0:1::/64".parse().unwrap(),
+            route: route(NextHop::Local, false),
+        });
+        (table, server)
+    }
+
+    #[test]
+    fn a_client_sends_what_it_does_not_know_to_its_server_and_only_from_its_own_prefix() {
+        let (table, server) = client_table();
+        let now = Instant::now();
+        assert_eq!(
+            table.egress(inner("2001:db8:0:1::5", "2001:db8:0:2::1"), now),
+            Disposition::Tunnel(server)
+        );
+        assert_eq!(
+            table.egress(inner("2001:db8:0:9::5", "2001:db8:0:2::1"), now),
+            Disposition::Drop(Drop::ForeignSource)
+        );
+        assert_eq!(
+            table.egress(inner("2001:db8:0:1::5", "2001:db9::1"), now),
+            Disposition::Drop(Drop::NoRoute)
+        );
+    }
+
+    #[test]
+    fn a_client_takes_packets_from_its_server_and_never_sends_them_back_into_the_link() {
+        let (table, server) = client_table();
+        let now = Instant::now();
+        let for_us = inner("2001:db8:0:2::1", "2001:db8:0:1::1");
+        assert_eq!(table.ingress(server, for_us, now), Disposition::Deliver);
+        assert_eq!(
+            table.ingress(l2("192.0.2.11:8061"), for_us, now),
+            Disposition::Drop(Drop::OriginRefused),
+            "the port is part of the identity"
+        );
+        assert_eq!(
+            table.ingress(server, inner("2001:db8:0:2::1", "2001:db8:0:3::1"), now),
+            Disposition::Drop(Drop::NotForUs)
+        );
+    }
+
+    #[test]
+    fn a_neighbour_may_send_only_its_own_prefix_and_only_until_its_accept_time() {
+        let (mut table, _) = client_table();
+        let now = Instant::now();
+        let peer = l2("192.0.2.12:8061");
+        table.apply(&Change::SetSource {
+            prefix: "2001:db8:0:2::/64".parse().unwrap(),
+            from: peer,
+            until: Some(now + Duration::from_secs(40)),
+        });
+        let good = inner("2001:db8:0:2::1", "2001:db8:0:1::1");
+        assert_eq!(table.ingress(peer, good, now), Disposition::Deliver);
+        let forged = inner("2001:db8:0:3::1", "2001:db8:0:1::1");
+        assert_eq!(table.ingress(peer, forged, now), Disposition::Drop(Drop::OriginRefused));
+        let later = now + Duration::from_secs(41);
+        assert_eq!(table.ingress(peer, good, later), Disposition::Drop(Drop::OriginRefused));
+    }
+
+    #[test]
+    fn the_node_that_a_prefix_left_may_send_on_its_packets_for_the_time_of_the_hand_over() {
+        let now = Instant::now();
+        let (old, new) = (l2("192.0.2.12:8061"), l2("192.0.2.13:8061"));
+        let prefix: IpNet = "2001:db8:0:1::/64".parse().unwrap();
+        let mut table = Table::default();
+        table.apply(&Change::SetRoute { prefix, route: route(NextHop::Neighbor(new), true) });
+        let packet = inner("2001:db8:0:2::1", "2001:db8:0:1::1");
+        assert_eq!(table.ingress(old, packet, now), Disposition::Drop(Drop::OriginRefused));
+        let until = now + Duration::from_secs(30);
+        table.apply(&Change::SetHandover { prefix, from: old, until });
+        assert_eq!(table.ingress(old, packet, now), Disposition::Tunnel(new));
+        assert_eq!(
+            table.ingress(old, inner("2001:db8:0:2::1", "2001:db8:0:3::1"), now),
+            Disposition::Drop(Drop::OriginRefused)
+        );
+        assert_eq!(table.ingress(old, packet, until), Disposition::Drop(Drop::OriginRefused));
+        table.expire(until);
+        assert!(table.handovers.is_empty());
+    }
+
+    #[test]
+    fn a_packet_never_goes_back_to_where_it_came_from() {
+        let now = Instant::now();
+        let node = l2("192.0.2.12:8061");
+        let prefix: IpNet = "2001:db8:0:1::/64".parse().unwrap();
+        let mut table = Table::default();
+        table.apply(&Change::SetRoute { prefix, route: route(NextHop::Neighbor(node), true) });
+        table.apply(&Change::AddPeer(node));
+        assert_eq!(
+            table.ingress(node, inner("2001:db8:0:2::1", "2001:db8:0:1::1"), now),
+            Disposition::Drop(Drop::WouldReturn)
+        );
+    }
+
+    #[test]
+    fn the_addresses_of_a_cut_packet_are_not_read() {
+        assert_eq!(Inner::of(&[0x60; 39]), None);
+        assert_eq!(Inner::of(&[0x45; 19]), None);
+        assert_eq!(Inner::of(&[0x00; 60]), None);
+        assert_eq!(Inner::of(&[]), None);
+    }
+}

@@ -1,0 +1,149 @@
+//! The constants of the link (draft -48 sections 3.6 and 3.11, RFC 4861 section 10, RFC 8415
+//! section 7.6), RFC 8415 retransmission, and a queue of pending timers.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant};
+
+use rand::Rng;
+
+/// How long a target accepts packets straight from a neighbour that announced itself.
+pub const ACCEPT_TIME: Duration = Duration::from_secs(40);
+/// How long packets go straight to a target without a sign of life; also how long the node
+/// that a Client left forwards what still arrives for it.
+pub const FORWARD_TIME: Duration = Duration::from_secs(30);
+/// Unanswered solicitations before a neighbour counts as unreachable.
+pub const MAX_RETRY: u8 = 3;
+/// Between Neighbor Solicitations to one neighbour.
+pub const RETRANS_TIMER: Duration = Duration::from_secs(1);
+/// Most unsolicited Neighbor Advertisements to one neighbour for one event.
+pub const MAX_NEIGHBOR_ADVERTISEMENT: u8 = 3;
+/// Default valid lifetime of a delegated prefix.
+pub const LEASE_TIME: Duration = Duration::from_secs(40);
+
+/// Retransmission of a DHCPv6 message, RFC 8415 section 15.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Retransmission {
+    /// Initial retransmission time (IRT).
+    pub initial: Duration,
+    /// Maximum retransmission time (MRT); zero means no bound.
+    pub maximum: Duration,
+    /// Maximum retransmission count (MRC); zero means no bound.
+    pub count: u32,
+}
+
+/// Solicit. RFC 8415 backs off to an hour; a prefix that is refused now may be granted with the
+/// next change of the shared table, so the bound is 30 s here.
+pub const SOLICIT: Retransmission =
+    Retransmission { initial: Duration::from_secs(1), maximum: Duration::from_secs(30), count: 0 };
+/// Request.
+pub const REQUEST: Retransmission =
+    Retransmission { initial: Duration::from_secs(1), maximum: Duration::from_secs(30), count: 10 };
+/// Renew; ends at T2.
+pub const RENEW: Retransmission = Retransmission {
+    initial: Duration::from_secs(10),
+    maximum: Duration::from_secs(600),
+    count: 0,
+};
+/// Rebind because the Client moved: the parameters of Confirm (RFC 8415 section 18.2.12)
+/// without its initial random wait, since the draft wants it sent at once.
+pub const REBIND_MOVED: Retransmission =
+    Retransmission { initial: Duration::from_secs(1), maximum: Duration::from_secs(4), count: 0 };
+/// Rebind at T2.
+pub const REBIND: Retransmission = RENEW;
+/// Release.
+pub const RELEASE: Retransmission =
+    Retransmission { initial: Duration::from_secs(1), maximum: Duration::ZERO, count: 4 };
+
+impl Retransmission {
+    /// The time to wait after the transmission that followed a wait of `previous` (`None` for
+    /// the first transmission): doubled, bounded, and spread by up to 10 percent.
+    pub fn next<R: Rng>(&self, previous: Option<Duration>, rng: &mut R) -> Duration {
+        let spread = |d: Duration, rng: &mut R| d.mul_f64(1.0 + rng.random_range(-0.1..0.1));
+        let wait = match previous {
+            None => spread(self.initial, rng),
+            Some(p) => p + spread(p, rng),
+        };
+        if self.maximum.is_zero() || wait <= self.maximum {
+            wait
+        } else {
+            spread(self.maximum, rng)
+        }
+    }
+}
+
+/// Pending timers, one per key, in the order in which they fall due.
+#[derive(Debug, Clone)]
+pub struct Timers<K> {
+    by_key: BTreeMap<K, Instant>,
+    by_time: BTreeSet<(Instant, K)>,
+}
+
+impl<K> Default for Timers<K> {
+    fn default() -> Self {
+        Self { by_key: BTreeMap::new(), by_time: BTreeSet::new() }
+    }
+}
+
+impl<K: Ord + Clone> Timers<K> {
+    /// Arms `key`, in place of what it was armed for.
+    pub fn set(&mut self, key: K, at: Instant) {
+        self.cancel(&key);
+        self.by_time.insert((at, key.clone()));
+        self.by_key.insert(key, at);
+    }
+
+    /// Disarms `key`.
+    pub fn cancel(&mut self, key: &K) {
+        if let Some(at) = self.by_key.remove(key) {
+            self.by_time.remove(&(at, key.clone()));
+        }
+    }
+
+    /// When the next timer falls due.
+    pub fn next(&self) -> Option<Instant> {
+        self.by_time.first().map(|(at, _)| *at)
+    }
+
+    /// Takes a timer that is due.
+    pub fn pop_due(&mut self, now: Instant) -> Option<K> {
+        if self.next()? > now {
+            return None;
+        }
+        let (_, key) = self.by_time.pop_first()?;
+        self.by_key.remove(&key);
+        Some(key)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rand::SeedableRng;
+
+    #[test]
+    fn retransmission_doubles_up_to_its_bound_with_a_tenth_of_spread() {
+        let mut rng = rand::rngs::StdRng::seed_from_u64(1);
+        let mut wait = None;
+        for expected in [1.0, 2.0, 4.0, 8.0, 16.0, 30.0, 30.0] {
+            let next = SOLICIT.next(wait, &mut rng);
+            let error = next.as_secs_f64() / expected;
+            assert!((0.7..1.4).contains(&error), "{next:?} where about {expected} s is due");
+            assert!(next <= SOLICIT.maximum.mul_f64(1.1));
+            wait = Some(next);
+        }
+    }
+
+    #[test]
+    fn a_timer_that_is_armed_again_falls_due_once_at_the_new_time() {
+        let t0 = Instant::now();
+        let mut timers = Timers::default();
+        timers.set("a", t0);
+        timers.set("a", t0 + Duration::from_secs(2));
+        timers.set("b", t0 + Duration::from_secs(1));
+        assert_eq!(timers.pop_due(t0), None);
+        assert_eq!(timers.next(), Some(t0 + Duration::from_secs(1)));
+        assert_eq!(timers.pop_due(t0 + Duration::from_secs(3)), Some("b"));
+        assert_eq!(timers.pop_due(t0 + Duration::from_secs(3)), Some("a"));
+        assert_eq!(timers.next(), None);
+    }
+}
