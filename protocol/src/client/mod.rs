@@ -1,1 +1,448 @@
-//! Being written.
+//! The Client role, many Clients in one node (Proxy AERO): draft -48 sections 3.7, 3.11, 3.15.
+//!
+//! A [`Node`] has one underlay address and speaks for any number of Clients: pods, the node
+//! itself, or the one Client of a host. Each Client has a lease at each Server
+//! ([`association`](self)), so the loss of a Server costs nothing. Servers are watched by
+//! Neighbor Unreachability Detection (`servers.rs`); all traffic without a better path goes
+//! through the default Server.
+
+mod association;
+mod servers;
+
+use std::collections::{BTreeMap, VecDeque};
+use std::time::{Duration, Instant};
+
+use ipnet::IpNet;
+use rand::SeedableRng;
+use rand::rngs::StdRng;
+
+use association::{Association, Phase};
+use servers::ServerState;
+
+use crate::Output;
+use crate::address::{Duid, Epoch, LinkLayerAddress, prefix_of_aero_address};
+use crate::forwarding::{Change, NextHop, Route};
+use crate::timers::{FORWARD_TIME, Timers};
+use crate::wire::aero_options::Claim;
+use crate::wire::dhcpv6;
+use crate::wire::ip::{DHCP_CLIENT_PORT, Packet, Payload};
+use crate::wire::nd::{Nd, NdMessage, NdOption};
+use crate::wire::{WireError, aero_options};
+
+/// A Server that has just come (back) is not made the default for this long while there is
+/// another: its other Clients need the time to associate, and what it cannot reach it drops.
+pub const SETTLE_TIME: Duration = Duration::from_secs(2);
+
+/// What a node is told at its start.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// The AERO Service Prefixes of the link, as far as they are known; Servers add to them.
+    pub asps: Vec<IpNet>,
+    /// Number of the underlay interface.
+    pub link_id: u8,
+    /// Spreads nodes over Servers: any text that differs from node to node.
+    pub node: String,
+    /// Seed for transaction ids, nonces and the spread of timers.
+    pub seed: u64,
+}
+
+/// A Client to speak for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ClientSpec {
+    /// Its identity.
+    pub client: Duid,
+    /// For which holder it speaks, if it holds by the shared table.
+    pub claim: Option<Claim>,
+    /// The prefixes that it expects, as a hint to the Server.
+    pub prefixes: Vec<IpNet>,
+}
+
+/// What a node reports.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Event {
+    /// A Server delegated these prefixes (again, or for the first time).
+    Delegated {
+        /// The Client.
+        client: Duid,
+        /// The Server.
+        server: LinkLayerAddress,
+        /// The prefixes.
+        prefixes: Vec<IpNet>,
+        /// True if the Client had no lease at this Server before.
+        new: bool,
+    },
+    /// A Server refused.
+    Refused {
+        /// The Client.
+        client: Duid,
+        /// The Server.
+        server: LinkLayerAddress,
+        /// The Server's words.
+        text: String,
+    },
+    /// The Client has no lease left; its prefixes are not served here any more.
+    Muted {
+        /// The Client.
+        client: Duid,
+        /// Why.
+        why: Muted,
+    },
+    /// A released Client is gone for good.
+    Released {
+        /// The Client.
+        client: Duid,
+    },
+    /// A Server answers.
+    ServerUp(LinkLayerAddress),
+    /// A Server does not answer any more.
+    ServerDown(LinkLayerAddress),
+    /// A control packet was dropped.
+    Dropped {
+        /// Its outer source.
+        from: LinkLayerAddress,
+        /// Why.
+        why: WireError,
+    },
+}
+
+/// Why a Client was muted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Muted {
+    /// A Server says that the prefix moved, under this epoch.
+    Moved(Epoch),
+    /// All Servers refused, or all leases ran out.
+    LeaseLost,
+}
+
+/// How a Client stands.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Standing {
+    /// Servers that hold a lease of it now.
+    pub bound: Vec<LinkLayerAddress>,
+    /// Servers that answer but have not yet given a lease.
+    pub pending: Vec<LinkLayerAddress>,
+    /// The last refusal since the Client was attached, by the Server's words.
+    pub refusal: Option<String>,
+    /// Delegated prefixes.
+    pub prefixes: Vec<IpNet>,
+    /// Served: packets from and to the prefixes are forwarded.
+    pub served: bool,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+enum Timer {
+    Association(Duid, LinkLayerAddress),
+    Probe(LinkLayerAddress),
+}
+
+#[derive(Debug)]
+struct Client {
+    spec: ClientSpec,
+    prefixes: Vec<IpNet>,
+    served: bool,
+    detached: bool,
+    refusal: Option<String>,
+    associations: BTreeMap<LinkLayerAddress, Association>,
+}
+
+/// The Client engine of one node.
+#[derive(Debug)]
+pub struct Node {
+    config: Config,
+    clients: BTreeMap<Duid, Client>,
+    servers: BTreeMap<LinkLayerAddress, ServerState>,
+    default: Option<LinkLayerAddress>,
+    routed: Vec<IpNet>,
+    timers: Timers<Timer>,
+    rng: StdRng,
+    outputs: VecDeque<Output<Event>>,
+}
+
+impl Node {
+    /// A node without Clients or Servers.
+    pub fn new(config: Config) -> Self {
+        let rng = StdRng::seed_from_u64(config.seed);
+        Self {
+            config,
+            clients: BTreeMap::new(),
+            servers: BTreeMap::new(),
+            default: None,
+            routed: Vec::new(),
+            timers: Timers::default(),
+            rng,
+            outputs: VecDeque::new(),
+        }
+    }
+
+    /// What to do next, in order.
+    pub fn poll_output(&mut self) -> Option<Output<Event>> {
+        self.outputs.pop_front()
+    }
+
+    /// When [`Node::handle_timeout`] is to be called at the latest.
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        self.timers.next()
+    }
+
+    /// Speaks for a Client from now on: asks every Server for its prefixes. For one that is
+    /// known already, takes the new claim and asks again.
+    pub fn attach(&mut self, spec: ClientSpec, now: Instant) {
+        let id = spec.client.clone();
+        let old = self.clients.remove(&id);
+        let (prefixes, served) = old.map_or((Vec::new(), false), |c| (c.prefixes, c.served));
+        for prefix in prefixes.iter().filter(|_| !served) {
+            // Takes back a "forward what still comes" route of an earlier departure.
+            self.change(Change::RemoveRoute { prefix: *prefix });
+        }
+        let client = Client {
+            spec,
+            prefixes,
+            served,
+            detached: false,
+            refusal: None,
+            associations: BTreeMap::new(),
+        };
+        self.clients.insert(id.clone(), client);
+        let servers: Vec<_> = self.servers.keys().copied().collect();
+        for server in servers {
+            self.solicit(&id, server, now);
+        }
+    }
+
+    /// The Client left this node: releases its leases, and for FORWARD_TIME sends on to the
+    /// default Server what still comes for it.
+    pub fn detach(&mut self, id: &Duid, now: Instant) {
+        let Some(client) = self.clients.get_mut(id) else { return };
+        client.detached = true;
+        self.unserve(id, now);
+        let Some(client) = self.clients.get(id) else { return };
+        let servers: Vec<_> = client.associations.keys().copied().collect();
+        for server in servers {
+            self.release(id, server, now);
+        }
+        self.reap(id);
+    }
+
+    /// The node's underlay address changed: tells every Server from the new one, at once.
+    pub fn underlay_changed(&mut self, now: Instant) {
+        let all: Vec<_> = self
+            .clients
+            .iter()
+            .flat_map(|(id, c)| c.associations.keys().map(move |s| (id.clone(), *s)))
+            .collect();
+        for (id, server) in all {
+            self.rebind_moved(&id, server, now);
+        }
+    }
+
+    /// How a Client stands, or `None` if this node does not speak for it.
+    pub fn standing(&self, id: &Duid) -> Option<Standing> {
+        let client = self.clients.get(id)?;
+        let mut standing = Standing {
+            refusal: client.refusal.clone(),
+            prefixes: client.prefixes.clone(),
+            served: client.served,
+            ..Standing::default()
+        };
+        for (server, association) in &client.associations {
+            if association.lease.is_some() {
+                standing.bound.push(*server);
+            } else if self.servers.get(server).is_some_and(servers::ServerState::may_answer) {
+                standing.pending.push(*server);
+            }
+        }
+        Some(standing)
+    }
+
+    /// The Server that traffic without a better path goes to.
+    pub fn default_server(&self) -> Option<LinkLayerAddress> {
+        self.default
+    }
+
+    /// A control packet that came from `from`.
+    pub fn handle_packet(&mut self, from: LinkLayerAddress, packet: &[u8], now: Instant) {
+        if let Err(why) = self.try_packet(from, packet, now) {
+            self.outputs.push_back(Output::Event(Event::Dropped { from, why }));
+        }
+    }
+
+    /// Does what has fallen due.
+    pub fn handle_timeout(&mut self, now: Instant) {
+        while let Some(timer) = self.timers.pop_due(now) {
+            match timer {
+                Timer::Association(id, server) => self.association_due(&id, server, now),
+                Timer::Probe(server) => self.probe_due(server, now),
+            }
+        }
+    }
+
+    fn try_packet(
+        &mut self,
+        from: LinkLayerAddress,
+        bytes: &[u8],
+        now: Instant,
+    ) -> Result<(), WireError> {
+        // A Client reacts to its Servers only: they are its trust anchors (section 3.8).
+        if !self.servers.contains_key(&from) {
+            return Err(WireError::BadAddress);
+        }
+        let packet = Packet::parse(bytes)?;
+        match packet.payload {
+            Payload::Udp { destination: DHCP_CLIENT_PORT, data, .. } => {
+                let message = dhcpv6::Message::parse(data)?;
+                self.dhcp_answer(from, packet.source, &message, now)
+            }
+            Payload::Icmpv6 { .. } => self.neighbor_discovery(from, &Nd::parse(&packet)?, now),
+            Payload::Udp { .. } => Err(WireError::Unsupported),
+        }
+    }
+
+    fn neighbor_discovery(
+        &mut self,
+        from: LinkLayerAddress,
+        nd: &Nd,
+        now: Instant,
+    ) -> Result<(), WireError> {
+        match nd.message {
+            NdMessage::Advertisement { solicited: true, .. } => self.probe_answered(from, nd, now),
+            NdMessage::Advertisement { solicited: false, target, .. } => {
+                let prefix = prefix_of_aero_address(target).ok_or(WireError::BadAddress)?;
+                let epoch = nd.epoch().ok_or(WireError::Unsupported)?;
+                self.moved_away(prefix, epoch, now);
+                Ok(())
+            }
+            NdMessage::Solicitation { target } => {
+                let prefix = prefix_of_aero_address(target).ok_or(WireError::BadAddress)?;
+                let serves =
+                    |c: &Client| c.served && c.prefixes.iter().any(|p| p.contains(&prefix));
+                if !self.clients.values().any(serves) {
+                    return Err(WireError::BadAddress);
+                }
+                let message =
+                    NdMessage::Advertisement { solicited: true, override_cached: false, target };
+                let options = nd.nonce().map(|n| NdOption::Nonce(n.to_vec())).into_iter().collect();
+                let answer = Nd { source: target, destination: nd.source, message, options };
+                self.send(from, answer.emit()?);
+                Ok(())
+            }
+        }
+    }
+
+    /// A Server says that a prefix went elsewhere. An epoch that is not newer than our own claim
+    /// is about an earlier move.
+    fn moved_away(&mut self, prefix: IpNet, epoch: Epoch, now: Instant) {
+        let ours = |c: &Client| {
+            c.prefixes.iter().any(|p| p.contains(&prefix))
+                && c.spec.claim.is_none_or(|claim| epoch > claim.epoch)
+        };
+        let Some(id) = self.clients.iter().find(|(_, c)| ours(c)).map(|(id, _)| id.clone()) else {
+            return;
+        };
+        let Some(client) = self.clients.get_mut(&id) else { return };
+        for (server, association) in &mut client.associations {
+            association.lease = None;
+            association.phase = Phase::Idle;
+            self.timers.cancel(&Timer::Association(id.clone(), *server));
+            if let Some(s) = self.servers.get_mut(server) {
+                s.bound.remove(&id);
+            }
+        }
+        let served = client.served;
+        self.unserve(&id, now);
+        if served {
+            self.event(Event::Muted { client: id.clone(), why: Muted::Moved(epoch) });
+        }
+        self.reap(&id);
+    }
+
+    /// Serves the prefixes of a Client that has a lease.
+    fn serve(&mut self, id: &Duid, prefixes: &[IpNet]) {
+        let Some(client) = self.clients.get_mut(id) else { return };
+        if client.served && client.prefixes == prefixes {
+            return;
+        }
+        let stale: Vec<IpNet> =
+            client.prefixes.iter().filter(|p| !prefixes.contains(p)).copied().collect();
+        client.served = true;
+        client.prefixes = prefixes.to_vec();
+        for prefix in stale {
+            self.change(Change::RemoveRoute { prefix });
+        }
+        for prefix in prefixes {
+            let route = Route { to: NextHop::Local, transit: false, until: None };
+            self.change(Change::SetRoute { prefix: *prefix, route });
+        }
+    }
+
+    /// Serves them no more; what still comes for them goes on to the default Server for a while.
+    fn unserve(&mut self, id: &Duid, now: Instant) {
+        let Some(client) = self.clients.get_mut(id) else { return };
+        if !client.served {
+            return;
+        }
+        client.served = false;
+        let prefixes = client.prefixes.clone();
+        for prefix in prefixes {
+            match self.default {
+                Some(server) => {
+                    let to = NextHop::Neighbor(server);
+                    let route = Route { to, transit: true, until: Some(now + FORWARD_TIME) };
+                    self.change(Change::SetRoute { prefix, route });
+                }
+                None => self.change(Change::RemoveRoute { prefix }),
+            }
+        }
+    }
+
+    /// Mutes a Client whose last lease is gone.
+    fn check_lease(&mut self, id: &Duid, now: Instant) {
+        let Some(client) = self.clients.get(id) else { return };
+        if client.served && client.associations.values().all(|a| a.lease.is_none()) {
+            self.unserve(id, now);
+            self.event(Event::Muted { client: id.clone(), why: Muted::LeaseLost });
+        }
+    }
+
+    /// Forgets a detached Client once its leases are released.
+    fn reap(&mut self, id: &Duid) {
+        let done = self.clients.get(id).is_some_and(|c| {
+            c.detached && c.associations.values().all(|a| a.phase != Phase::Releasing)
+        });
+        if !done {
+            return;
+        }
+        if let Some(client) = self.clients.remove(id) {
+            for server in client.associations.keys() {
+                self.timers.cancel(&Timer::Association(id.clone(), *server));
+                if let Some(s) = self.servers.get_mut(server) {
+                    s.bound.remove(id);
+                }
+            }
+            self.event(Event::Released { client: id.clone() });
+        }
+    }
+
+    fn send(&mut self, to: LinkLayerAddress, packet: Vec<u8>) {
+        self.outputs.push_back(Output::Send { to, packet });
+    }
+
+    fn event(&mut self, event: Event) {
+        self.outputs.push_back(Output::Event(event));
+    }
+
+    fn change(&mut self, change: Change) {
+        self.outputs.push_back(Output::Forward(change));
+    }
+}
+
+/// The service prefixes that an answer names.
+fn asps_of(message: &dhcpv6::Message) -> &[IpNet] {
+    message
+        .aero
+        .iter()
+        .find_map(|o| match o {
+            aero_options::AeroOption::LinkReply { asps, .. } => Some(&**asps),
+            _ => None,
+        })
+        .unwrap_or_default()
+}

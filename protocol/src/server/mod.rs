@@ -1,1 +1,353 @@
-//! Being written.
+//! The Server: DHCPv6 server and default forwarder of the link (draft -48 sections 3.7, 3.11).
+//!
+//! Every Server has a copy of one table, client id -> ACP ([`Mapping`]), kept by one authority
+//! and pushed to all; leases are given from it only, so any Server gives a Client the same ACP.
+//! A lease makes a static neighbour cache entry ([`Neighbor`]) and its routes.
+//!
+//! [`dhcp`](self) answers live in `dhcp.rs`, who may have what in `authorization.rs`, the entries
+//! in `neighbors.rs`.
+
+mod authorization;
+mod dhcp;
+mod neighbors;
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::net::{IpAddr, Ipv6Addr};
+use std::time::{Duration, Instant};
+
+use ipnet::IpNet;
+use uuid::Uuid;
+
+pub use authorization::{Authentication, Refusal};
+pub use neighbors::Neighbor;
+
+use crate::Output;
+use crate::address::{Duid, Epoch, LinkLayerAddress, SERVER_ANYCAST, ServerId};
+use crate::timers::Timers;
+use crate::wire::ip::{DHCP_SERVER_PORT, Packet, Payload};
+use crate::wire::nd::{Nd, NdMessage, NdOption};
+use crate::wire::{WireError, dhcpv6};
+
+/// How long a claim that is newer than the Server's copy of the table waits for the table.
+pub const PARK_TIME: Duration = Duration::from_millis(500);
+/// Most claims that wait at a time.
+const MAX_PARKED: usize = 4096;
+
+/// What a Server is told at its start.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// Its link-local identity.
+    pub id: ServerId,
+    /// Its DUID.
+    pub duid: Duid,
+    /// The AERO Service Prefixes of the link.
+    pub asps: Vec<IpNet>,
+    /// Lifetime of leases.
+    pub lease: Duration,
+    /// How claims are checked.
+    pub authentication: Authentication,
+}
+
+/// Who holds a prefix at present.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Holder {
+    /// UID of the pod.
+    pub id: Uuid,
+    /// For messages to people, for example `pod web-0 on n3`.
+    pub name: String,
+    /// Underlay addresses of its node.
+    pub underlay: Vec<IpAddr>,
+}
+
+/// One row of the shared table.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Mapping {
+    /// The ACP.
+    pub prefix: IpNet,
+    /// The Client that it belongs to.
+    pub client: Duid,
+    /// Grows with every change of holder.
+    pub epoch: Epoch,
+    /// The present holder; `None` while nobody runs.
+    pub holder: Option<Holder>,
+}
+
+/// What a Server reports.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Event {
+    /// A Client got or moved its lease.
+    Associated {
+        /// The ACP.
+        prefix: IpNet,
+        /// Where packets for it go now.
+        at: LinkLayerAddress,
+        /// Where they went before, if that was elsewhere.
+        moved_from: Option<LinkLayerAddress>,
+        /// The holder's epoch.
+        epoch: Epoch,
+    },
+    /// A lease ended.
+    Ended {
+        /// The ACP.
+        prefix: IpNet,
+        /// Where packets for it went.
+        at: LinkLayerAddress,
+        /// Why.
+        why: Ended,
+    },
+    /// A Client was refused.
+    Refused {
+        /// The Client.
+        client: Duid,
+        /// Where it asked from.
+        from: LinkLayerAddress,
+        /// Why.
+        why: Refusal,
+    },
+    /// A control packet was dropped.
+    Dropped {
+        /// Its outer source.
+        from: LinkLayerAddress,
+        /// Why.
+        why: WireError,
+    },
+}
+
+/// Why a lease ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Ended {
+    /// The Client released it.
+    Released,
+    /// It ran out.
+    Expired,
+    /// The table names another holder.
+    HolderChanged,
+    /// The table has no such prefix any more.
+    Unmapped,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+enum Timer {
+    Lease(IpNet),
+    Departure(IpNet),
+    Parked(u64),
+}
+
+/// A DHCPv6 message together with where it came from.
+#[derive(Debug, Clone)]
+struct Request {
+    from: LinkLayerAddress,
+    source: Ipv6Addr,
+    port: u16,
+    message: dhcpv6::Message,
+}
+
+/// The Server engine.
+#[derive(Debug)]
+pub struct Server {
+    config: Config,
+    mappings: BTreeMap<IpNet, Mapping>,
+    by_client: HashMap<Duid, BTreeSet<IpNet>>,
+    neighbors: BTreeMap<IpNet, Neighbor>,
+    by_address: HashMap<Ipv6Addr, IpNet>,
+    departures: BTreeMap<IpNet, neighbors::Departure>,
+    parked: BTreeMap<u64, Request>,
+    next_parked: u64,
+    timers: Timers<Timer>,
+    outputs: VecDeque<Output<Event>>,
+}
+
+impl Server {
+    /// A Server with an empty table.
+    pub fn new(config: Config) -> Self {
+        Self {
+            config,
+            mappings: BTreeMap::new(),
+            by_client: HashMap::new(),
+            neighbors: BTreeMap::new(),
+            by_address: HashMap::new(),
+            departures: BTreeMap::new(),
+            parked: BTreeMap::new(),
+            next_parked: 0,
+            timers: Timers::default(),
+            outputs: VecDeque::new(),
+        }
+    }
+
+    /// What to do next, in order.
+    pub fn poll_output(&mut self) -> Option<Output<Event>> {
+        self.outputs.pop_front()
+    }
+
+    /// When [`Server::handle_timeout`] is to be called at the latest.
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        self.timers.next()
+    }
+
+    /// The neighbour cache, by prefix.
+    pub fn neighbors(&self) -> impl Iterator<Item = &Neighbor> {
+        self.neighbors.values()
+    }
+
+    /// Replaces the service prefixes and the lifetime that new leases get.
+    pub fn set_link(&mut self, asps: Vec<IpNet>, lease: Duration, auth: Authentication) {
+        self.config.asps = asps;
+        self.config.lease = lease;
+        self.config.authentication = auth;
+    }
+
+    /// Adds or changes a row of the table.
+    pub fn set_mapping(&mut self, mapping: Mapping, now: Instant) {
+        let prefix = mapping.prefix.trunc();
+        let client = mapping.client.clone();
+        self.evict_former_holder(&mapping, now);
+        if let Some(old) = self.mappings.insert(prefix, mapping)
+            && old.client != client
+        {
+            self.unindex(&old.client, prefix);
+        }
+        self.by_client.entry(client.clone()).or_default().insert(prefix);
+        self.unpark(&client, now);
+    }
+
+    /// Removes a row of the table, and the lease that was given from it.
+    pub fn remove_mapping(&mut self, prefix: IpNet, now: Instant) {
+        let prefix = prefix.trunc();
+        if let Some(old) = self.mappings.remove(&prefix) {
+            self.unindex(&old.client, prefix);
+            self.end_neighbor(prefix, Ended::Unmapped, now);
+        }
+    }
+
+    /// A control packet that came from `from`.
+    pub fn handle_packet(&mut self, from: LinkLayerAddress, packet: &[u8], now: Instant) {
+        if let Err(why) = self.try_packet(from, packet, now) {
+            self.outputs.push_back(Output::Event(Event::Dropped { from, why }));
+        }
+    }
+
+    /// Does what has fallen due.
+    pub fn handle_timeout(&mut self, now: Instant) {
+        while let Some(timer) = self.timers.pop_due(now) {
+            match timer {
+                Timer::Lease(prefix) => self.end_neighbor(prefix, Ended::Expired, now),
+                Timer::Departure(prefix) => self.advertise_departure(prefix, now),
+                Timer::Parked(id) => {
+                    if let Some(request) = self.parked.remove(&id) {
+                        self.answer(request, false, now);
+                    }
+                }
+            }
+        }
+    }
+
+    fn try_packet(
+        &mut self,
+        from: LinkLayerAddress,
+        bytes: &[u8],
+        now: Instant,
+    ) -> Result<(), WireError> {
+        let packet = Packet::parse(bytes)?;
+        match packet.payload {
+            Payload::Udp { source, destination: DHCP_SERVER_PORT, data } => {
+                let link_local = packet.source.is_unicast_link_local();
+                if !link_local && !packet.source.is_unspecified() {
+                    return Err(WireError::BadAddress);
+                }
+                let message = dhcpv6::Message::parse(data)?;
+                let request = Request { from, source: packet.source, port: source, message };
+                self.validate(&request)?;
+                self.answer(request, true, now);
+                Ok(())
+            }
+            Payload::Icmpv6 { .. } => self.neighbor_discovery(from, &Nd::parse(&packet)?),
+            Payload::Udp { .. } => Err(WireError::Unsupported),
+        }
+    }
+
+    /// Answers solicitations of this Server's own Clients (draft -48 section 3.13); others get no
+    /// sign of life. The cache is not touched.
+    fn neighbor_discovery(&mut self, from: LinkLayerAddress, nd: &Nd) -> Result<(), WireError> {
+        let own = self.config.id.address();
+        let NdMessage::Solicitation { target } = nd.message else {
+            return Err(WireError::Unsupported);
+        };
+        let to_us = |a: Ipv6Addr| a == own || a == SERVER_ANYCAST;
+        if !to_us(nd.destination) || !to_us(target) {
+            return Err(WireError::BadAddress);
+        }
+        let known = self
+            .by_address
+            .get(&nd.source)
+            .and_then(|p| self.neighbors.get(p))
+            .is_some_and(|n| n.link_layer == from);
+        if !known {
+            return Err(WireError::BadAddress);
+        }
+        let answer = Nd {
+            source: own,
+            destination: nd.source,
+            message: NdMessage::Advertisement {
+                solicited: true,
+                override_cached: false,
+                target: own,
+            },
+            options: nd.nonce().map(|n| NdOption::Nonce(n.to_vec())).into_iter().collect(),
+        };
+        self.send(from, answer.emit()?);
+        Ok(())
+    }
+
+    fn unindex(&mut self, client: &Duid, prefix: IpNet) {
+        if let Some(set) = self.by_client.get_mut(client) {
+            set.remove(&prefix);
+            if set.is_empty() {
+                self.by_client.remove(client);
+            }
+        }
+    }
+
+    /// Keeps a request until the table has caught up with it, or for [`PARK_TIME`]. A newer one
+    /// of the same Client takes the place of an older one.
+    fn park(&mut self, request: Request, now: Instant) {
+        let same =
+            |r: &Request| r.message.client == request.message.client && r.from == request.from;
+        let older: Vec<u64> =
+            self.parked.iter().filter(|(_, r)| same(r)).map(|(id, _)| *id).collect();
+        for id in older {
+            self.parked.remove(&id);
+            self.timers.cancel(&Timer::Parked(id));
+        }
+        if self.parked.len() >= MAX_PARKED {
+            self.answer(request, false, now);
+            return;
+        }
+        let id = self.next_parked;
+        self.next_parked += 1;
+        self.parked.insert(id, request);
+        self.timers.set(Timer::Parked(id), now + PARK_TIME);
+    }
+
+    fn unpark(&mut self, client: &Duid, now: Instant) {
+        let ready: Vec<u64> = self
+            .parked
+            .iter()
+            .filter(|(_, r)| r.message.client.as_ref() == Some(client))
+            .map(|(id, _)| *id)
+            .collect();
+        for id in ready {
+            self.timers.cancel(&Timer::Parked(id));
+            if let Some(request) = self.parked.remove(&id) {
+                self.answer(request, true, now);
+            }
+        }
+    }
+
+    fn send(&mut self, to: LinkLayerAddress, packet: Vec<u8>) {
+        self.outputs.push_back(Output::Send { to, packet });
+    }
+
+    fn event(&mut self, event: Event) {
+        self.outputs.push_back(Output::Event(event));
+    }
+}

@@ -74,7 +74,7 @@ fn check(code: u16, body: &[u8], depth: u8) -> Result<(), WireError> {
             }
             Some(25)
         }
-        6 => return length_ok(n % 2 == 0),
+        6 => return length_ok(n.is_multiple_of(2)),
         7 | 19 => return length_ok(n == 1),
         8 => return length_ok(n == 2),
         11 => return length_ok(n >= 11),

@@ -1,0 +1,230 @@
+//! The Servers of a node: whether they live, and which one is the default.
+
+use std::collections::BTreeSet;
+use std::net::Ipv6Addr;
+use std::time::Instant;
+
+use rand::Rng;
+
+use super::{Event, Node, SETTLE_TIME, Timer};
+use crate::address::{Duid, LinkLayerAddress, aero_address};
+use crate::forwarding::{Change, NextHop, Route};
+use crate::timers::{MAX_RETRY, RETRANS_TIMER};
+use crate::wire::WireError;
+use crate::wire::nd::{Nd, NdMessage, NdOption};
+
+/// A Server as this node knows it.
+#[derive(Debug, Default)]
+pub(super) struct ServerState {
+    /// Its link-local address, once it has answered.
+    pub(super) address: Option<Ipv6Addr>,
+    /// Since when it answers.
+    pub(super) up_since: Option<Instant>,
+    /// It has answered before and stopped.
+    failed: bool,
+    /// Clients with a lease there.
+    pub(super) bound: BTreeSet<Duid>,
+    /// Probes without an answer.
+    unanswered: u8,
+    nonce: [u8; 6],
+}
+
+impl ServerState {
+    /// False once the Server has stopped answering.
+    pub(super) fn may_answer(&self) -> bool {
+        !self.failed
+    }
+}
+
+impl Node {
+    /// A Server to associate with, by its underlay address.
+    pub fn add_server(&mut self, server: LinkLayerAddress, now: Instant) {
+        if self.servers.contains_key(&server) {
+            return;
+        }
+        self.servers.insert(server, ServerState::default());
+        self.change(Change::AddPeer(server));
+        let clients: Vec<Duid> =
+            self.clients.iter().filter(|(_, c)| !c.detached).map(|(id, _)| id.clone()).collect();
+        for id in clients {
+            self.solicit(&id, server, now);
+        }
+    }
+
+    /// A Server that is gone or about to go. Leases there are forgotten, not released.
+    pub fn remove_server(&mut self, server: LinkLayerAddress, now: Instant) {
+        if self.servers.remove(&server).is_none() {
+            return;
+        }
+        self.timers.cancel(&Timer::Probe(server));
+        let ids: Vec<Duid> = self.clients.keys().cloned().collect();
+        for id in &ids {
+            self.timers.cancel(&Timer::Association(id.clone(), server));
+            if let Some(client) = self.clients.get_mut(id) {
+                client.associations.remove(&server);
+            }
+        }
+        self.choose_default(now);
+        self.change(Change::RemovePeer(server));
+        for id in &ids {
+            self.check_lease(id, now);
+            self.reap(id);
+        }
+    }
+
+    /// All Servers, and whether each answers.
+    pub fn servers(&self) -> impl Iterator<Item = (LinkLayerAddress, bool)> {
+        self.servers.iter().map(|(l2, s)| (*l2, s.up_since.is_some()))
+    }
+
+    /// A sign of life from a Server.
+    pub(super) fn server_lives(&mut self, server: LinkLayerAddress, now: Instant) {
+        let Some(state) = self.servers.get_mut(&server) else { return };
+        state.unanswered = 0;
+        if state.up_since.is_some() {
+            return;
+        }
+        let came_back = std::mem::take(&mut state.failed);
+        state.up_since = Some(now);
+        self.event(Event::ServerUp(server));
+        self.timers.set(Timer::Probe(server), now + RETRANS_TIMER);
+        if came_back {
+            // It may have lost its memory: all Clients ask anew.
+            let ids: Vec<Duid> = self
+                .clients
+                .iter()
+                .filter(|(_, c)| !c.detached)
+                .map(|(id, _)| id.clone())
+                .collect();
+            for id in ids {
+                self.resolicit_idle(&id, server, now);
+            }
+        }
+        self.choose_default(now);
+    }
+
+    /// Neighbor Unreachability Detection of a Server (draft -48 section 3.13).
+    pub(super) fn probe_due(&mut self, server: LinkLayerAddress, now: Instant) {
+        let nonce: [u8; 6] = self.rng.random();
+        let Some(state) = self.servers.get_mut(&server) else { return };
+        if state.up_since.is_some() && state.unanswered >= MAX_RETRY {
+            self.server_fails(server, now);
+            return;
+        }
+        if state.up_since.is_none() {
+            return;
+        }
+        self.timers.set(Timer::Probe(server), now + RETRANS_TIMER);
+        let source = state
+            .bound
+            .first()
+            .and_then(|id| self.clients.get(id))
+            .and_then(|c| c.prefixes.first())
+            .map(|p| aero_address(*p));
+        // Without a lease there the Server would not answer, and nothing depends on it.
+        let (Some(source), Some(target)) = (source, state.address) else { return };
+        state.unanswered += 1;
+        state.nonce = nonce;
+        let nd = Nd {
+            source,
+            destination: target,
+            message: NdMessage::Solicitation { target },
+            options: vec![NdOption::Nonce(nonce.to_vec())],
+        };
+        if let Ok(packet) = nd.emit() {
+            self.send(server, packet);
+        }
+    }
+
+    pub(super) fn probe_answered(
+        &mut self,
+        server: LinkLayerAddress,
+        nd: &Nd,
+        now: Instant,
+    ) -> Result<(), WireError> {
+        let state = self.servers.get(&server).ok_or(WireError::BadAddress)?;
+        if nd.nonce() != Some(&state.nonce) {
+            return Err(WireError::BadValue);
+        }
+        self.server_lives(server, now);
+        Ok(())
+    }
+
+    /// The Server is silent. One Client goes on asking it; the others wait for its answer.
+    fn server_fails(&mut self, server: LinkLayerAddress, now: Instant) {
+        let Some(state) = self.servers.get_mut(&server) else { return };
+        state.up_since = None;
+        state.failed = true;
+        state.unanswered = 0;
+        let first = state.bound.pop_first();
+        self.event(Event::ServerDown(server));
+        self.choose_default(now);
+        for (id, client) in &mut self.clients {
+            if let Some(association) = client.associations.get_mut(&server) {
+                let key = Timer::Association(id.clone(), server);
+                match association.stop() {
+                    Some(lease_ends) => self.timers.set(key, lease_ends),
+                    None => self.timers.cancel(&key),
+                }
+                if client.detached {
+                    client.associations.remove(&server);
+                }
+            }
+        }
+        if let Some(id) = first {
+            self.solicit(&id, server, now);
+        }
+        let ids: Vec<Duid> = self.clients.keys().cloned().collect();
+        for id in ids {
+            self.reap(&id);
+        }
+    }
+
+    /// Chooses the default Server: stays with the present one while it lives; else the first by
+    /// this node's own order among those that have settled, else among all that answer.
+    pub(super) fn choose_default(&mut self, now: Instant) {
+        let usable = |s: &ServerState| s.up_since.is_some() && !s.bound.is_empty();
+        let stays = self.default.and_then(|d| self.servers.get(&d)).is_some_and(usable);
+        if !stays {
+            let node = self.config.node.clone();
+            let settled = |s: &ServerState| s.up_since.is_some_and(|t| now >= t + SETTLE_TIME);
+            let chosen = self
+                .servers
+                .iter()
+                .filter(|(_, s)| usable(s))
+                .min_by_key(|(l2, s)| (!settled(s), weight(&node, **l2)))
+                .map(|(l2, s)| (*l2, settled(s)));
+            self.default = chosen.map(|(l2, _)| l2);
+        }
+        self.route_asps();
+    }
+
+    /// Points the service prefixes to the default Server.
+    pub(super) fn route_asps(&mut self) {
+        let asps = self.config.asps.clone();
+        let gone: Vec<_> = self.routed.iter().filter(|p| !asps.contains(p)).copied().collect();
+        for prefix in gone {
+            self.change(Change::RemoveRoute { prefix });
+        }
+        for prefix in &asps {
+            let change = match self.default {
+                Some(server) => Change::SetRoute {
+                    prefix: *prefix,
+                    route: Route { to: NextHop::Neighbor(server), transit: false, until: None },
+                },
+                None => Change::RemoveRoute { prefix: *prefix },
+            };
+            self.change(change);
+        }
+        self.routed = asps;
+    }
+}
+
+/// Rendezvous weight (FNV-1a) of a Server for a node.
+fn weight(node: &str, server: LinkLayerAddress) -> u64 {
+    let octets = server.ip_octets();
+    let bytes = node.bytes().chain(octets).chain(server.port.to_be_bytes());
+    bytes.fold(0xcbf2_9ce4_8422_2325u64, |h, b| {
+        (h ^ u64::from(b)).wrapping_mul(0x0000_0100_0000_01b3)
+    })
+}
