@@ -196,10 +196,28 @@ impl<T> Lpm<T> {
         }
     }
 
-    fn longest_match(&self, address: IpAddr) -> Option<&T> {
+    /// The longest match that `live` accepts. Nearly always that is the longest of all, so the
+    /// walk over all covering prefixes is left to the case that it is not.
+    fn longest_match(&self, address: IpAddr, live: impl Fn(&T) -> bool) -> Option<&T> {
         match address {
-            IpAddr::V4(a) => self.v4.get_lpm(&Ipv4Net::from(a)).map(|(_, t)| t),
-            IpAddr::V6(a) => self.v6.get_lpm(&Ipv6Net::from(a)).map(|(_, t)| t),
+            IpAddr::V4(a) => {
+                let host = Ipv4Net::from(a);
+                let (_, longest) = self.v4.get_lpm(&host)?;
+                if live(longest) {
+                    Some(longest)
+                } else {
+                    self.v4.cover_values(&host).filter(|t| live(t)).last()
+                }
+            }
+            IpAddr::V6(a) => {
+                let host = Ipv6Net::from(a);
+                let (_, longest) = self.v6.get_lpm(&host)?;
+                if live(longest) {
+                    Some(longest)
+                } else {
+                    self.v6.cover_values(&host).filter(|t| live(t)).last()
+                }
+            }
         }
     }
 
@@ -288,8 +306,8 @@ impl Table {
         }
         let by_source = self
             .sources
-            .longest_match(inner.source)
-            .is_some_and(|(l2, until)| *l2 == from && until.is_none_or(|t| t > now));
+            .longest_match(inner.source, |(_, until)| until.is_none_or(|t| t > now))
+            .is_some_and(|(l2, _)| *l2 == from);
         by_source
             || self.handovers.get(&from).is_some_and(|list| {
                 list.iter().any(|(p, until)| *until > now && p.contains(&inner.destination))
@@ -297,7 +315,7 @@ impl Table {
     }
 
     fn live_route(&self, address: IpAddr, now: Instant) -> Option<&Route> {
-        self.routes.longest_match(address).filter(|r| r.until.is_none_or(|t| t > now))
+        self.routes.longest_match(address, |r| r.until.is_none_or(|t| t > now))
     }
 }
 
@@ -419,6 +437,23 @@ mod tests {
             table.ingress(node, inner("2001:db8:0:2::1", "2001:db8:0:1::1"), now),
             Disposition::Drop(Drop::WouldReturn)
         );
+    }
+
+    #[test]
+    fn a_route_that_has_run_out_does_not_hide_the_shorter_one_behind_it() {
+        let (mut table, server) = client_table();
+        let now = Instant::now();
+        let gone = Route {
+            to: NextHop::Neighbor(l2("192.0.2.12:8061")),
+            transit: true,
+            until: Some(now + Duration::from_secs(30)),
+        };
+        let prefix = "2001:db8:0:7::/64".parse().unwrap();
+        table.apply(&Change::SetRoute { prefix, route: gone });
+        let packet = inner("2001:db8:0:1::5", "2001:db8:0:7::1");
+        let later = now + Duration::from_secs(30);
+        assert_eq!(table.egress(packet, now), Disposition::Tunnel(l2("192.0.2.12:8061")));
+        assert_eq!(table.egress(packet, later), Disposition::Tunnel(server));
     }
 
     #[test]
