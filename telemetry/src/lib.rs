@@ -1,1 +1,8 @@
-//! Placeholder until the first commit of this crate.
+//! What every AERO binary has in common: logs, an admin port with health and metrics, and an
+//! orderly end.
+
+#![forbid(unsafe_code)]
+
+pub mod admin;
+pub mod logs;
+pub mod shutdown;
