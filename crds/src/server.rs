@@ -9,89 +9,126 @@ use serde::{Deserialize, Serialize};
 
 use crate::LinkRef;
 
-/// The Servers of a link: DHCPv6 servers, default forwarders and trust anchors.
-#[derive(CustomResource, KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
+/// UDP port of a Server on the underlay when the AeroServer does not say.
+pub const SERVER_PORT: i32 = 8060;
+
+/// The Servers of a link.
+#[derive(CustomResource, KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
 #[kube(
     group = "aerolink.dev",
     version = "v1alpha1",
     kind = "AeroServer",
+    plural = "aeroservers",
+    namespaced,
     shortname = "aserver",
     category = "aero",
-    namespaced,
     status = "AeroServerStatus",
-    doc = "The Servers of an AERO link: they delegate prefixes and forward until a better path is known.",
+    derive = "PartialEq",
+    cel,
+    doc = "The Servers of an AERO link: they delegate prefixes and forward until a direct way is known.",
     printcolumn(name = "Link", type_ = "string", json_path = ".spec.linkRef.name"),
     printcolumn(
         name = "Ready",
         type_ = "string",
-        json_path = ".status.conditions[?(@.type=='Ready')].status"
+        json_path = ".status.conditions[?(@.type==\"Ready\")].status"
     ),
-    printcolumn(name = "Servers", type_ = "integer", json_path = ".status.readyReplicas"),
-    printcolumn(name = "Addresses", type_ = "string", json_path = ".status.addresses[*]"),
+    printcolumn(name = "Replicas", type_ = "integer", json_path = ".status.readyReplicas"),
+    printcolumn(
+        name = "Addresses",
+        type_ = "string",
+        priority = 1,
+        json_path = ".status.addresses"
+    ),
+    printcolumn(
+        name = "Reason",
+        type_ = "string",
+        priority = 1,
+        json_path = ".status.conditions[?(@.type==\"Ready\")].reason"
+    ),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
 )]
 #[serde(rename_all = "camelCase")]
 pub struct AeroServerSpec {
-    /// The link that they serve.
+    /// The AERO link that is served.
     #[serde(default)]
-    #[x_kube(validation = Rule::new("self == oldSelf").message("linkRef cannot be changed; make another AeroServer"))]
+    #[x_kube(validation = Rule::new("self == oldSelf").message("linkRef cannot be changed: make another AeroServer"))]
     pub link_ref: LinkRef,
-    /// How many; two, or one on a cluster of a single node, if not given.
+    /// Number of Servers. Not given: two, or one on a cluster of one node.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(range(min = 0, max = 1000))]
+    #[schemars(range(min = 0, max = 64))]
     pub replicas: Option<i32>,
-    /// Nodes that may run one.
+    /// Labels of the nodes that Servers may run on.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub node_selector: BTreeMap<String, String>,
     /// UDP port on the underlay.
-    #[serde(default = "AeroServerSpec::default_port")]
+    #[serde(default = "default_port")]
     #[schemars(range(min = 1, max = 65_535))]
     pub port: i32,
-    /// AeroRelays that they announce their clients' prefixes to.
+    /// AeroRelays of this namespace to which the Servers announce their Clients.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 64))]
-    pub relay_refs: Vec<String>,
-    /// First number of the private range of AS numbers for these Servers.
+    #[schemars(length(max = 16), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["name"]))]
+    pub relay_refs: Vec<RelayRef>,
+    /// Number of the autonomous system of the interior BGP.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 4_294_967_294_i64))]
     pub asn: Option<i64>,
 }
 
-impl AeroServerSpec {
-    /// The port that IANA has assigned to AERO.
-    pub fn default_port() -> i32 {
-        8060
+impl Default for AeroServerSpec {
+    fn default() -> Self {
+        Self {
+            link_ref: LinkRef::default(),
+            replicas: None,
+            node_selector: BTreeMap::new(),
+            port: SERVER_PORT,
+            relay_refs: Vec::new(),
+            asn: None,
+        }
     }
 }
 
-/// Status of the Servers.
-#[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
+fn default_port() -> i32 {
+    SERVER_PORT
+}
+
+/// Names an AeroRelay.
+#[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Eq, JsonSchema)]
+pub struct RelayRef {
+    /// Name of the AeroRelay, in the same namespace.
+    #[schemars(length(min = 1, max = 253))]
+    pub name: String,
+}
+
+/// What the operator says about an AeroServer.
+#[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct AeroServerStatus {
-    /// The generation that this status is about.
+    /// Generation of the spec that this status is about.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
-    /// Ready, and why not.
+    /// Conditions.
     #[serde(default)]
-    #[schemars(schema_with = "crate::common::conditions_schema")]
+    #[schemars(schema_with = "crate::schema::conditions")]
     pub conditions: Vec<Condition>,
-    /// How many serve.
+    /// Number of Servers that are ready.
     #[serde(default)]
     pub ready_replicas: i32,
-    /// Underlay addresses of those that run.
+    /// Addresses of the ready Servers on the underlay.
     #[serde(default)]
+    #[schemars(extend("x-kubernetes-list-type" = "atomic"))]
     pub addresses: Vec<String>,
-    /// BGP sessions with Relays.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    /// BGP sessions to the Relays.
+    #[serde(default)]
+    #[schemars(extend("x-kubernetes-list-type" = "atomic"))]
     pub bgp_sessions: Vec<BgpSession>,
 }
 
 /// A BGP session.
-#[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct BgpSession {
-    /// The peer's address.
+    /// The peer.
     pub peer: String,
-    /// Its state, for example `Established`.
+    /// State of the session, as BGP names it.
     pub state: String,
 }
