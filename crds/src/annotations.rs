@@ -1,36 +1,29 @@
-//! Names of the annotations and labels through which the operator talks to agents and to people.
-//!
-//! The operator writes the annotations on pods by server-side apply with the field manager
-//! [`FIELD_MANAGER`]. An agent ignores all of them when [`POD_UID`] is not the pod's own UID: they
-//! were then copied from another pod (by a template or a backup).
+//! Annotations that the operator writes on pods. Agents act on them, and users look at them.
 
-/// Field manager of the pod annotations.
-pub const FIELD_MANAGER: &str = "aero-operator-client";
-
-/// Name of the AeroClient (in the pod's namespace) that enrolled the pod.
+/// Name of the AeroClient that selects the pod.
 pub const CLIENT: &str = "aerolink.dev/client";
-/// Identity of the pod inside its AeroClient.
+/// The pod's identity inside the AeroClient.
 pub const IDENTITY: &str = "aerolink.dev/identity";
-/// UUID of the identity, the DUID-UUID on the AERO link.
+/// UUID of the identity's DUID.
 pub const CLIENT_ID: &str = "aerolink.dev/client-id";
-/// The identity's prefixes, separated by commas.
+/// Its prefixes, separated by commas.
 pub const PREFIX: &str = "aerolink.dev/prefix";
-/// Epoch of the mapping with which this pod holds the prefix.
+/// The mapping's epoch.
 pub const EPOCH: &str = "aerolink.dev/epoch";
-/// UID of the pod that the annotations are for.
+/// UID of the pod that the annotations are for; on any other pod they mean nothing.
 pub const POD_UID: &str = "aerolink.dev/pod-uid";
-/// The link's pools (its aggregated service prefixes), separated by commas.
+/// The service prefixes of the link, separated by commas.
 pub const ASPS: &str = "aerolink.dev/asps";
-/// Name of the AeroLink.
+/// Name of the link.
 pub const LINK: &str = "aerolink.dev/link";
-/// Why the pod gets no prefix, as `<Reason>: <message>`; set in place of all others but [`POD_UID`].
+/// Why the pod gets no prefix: `Reason: sentence`.
 pub const REFUSED: &str = "aerolink.dev/refused";
 
-/// Label on the pods, the Service and the EndpointSlices of Servers; its value is `server`.
+/// Label of the Service (and so of its EndpointSlices) through which agents find Servers.
 pub const COMPONENT_LABEL: &str = "aerolink.dev/component";
-/// Label that names the AeroLink which a Server serves.
+/// Its value for Servers.
+pub const COMPONENT_SERVER: &str = "server";
+/// Label that names the link on what belongs to one.
 pub const LINK_LABEL: &str = "aerolink.dev/link";
-/// Label that names the AeroServer.
+/// Label that names the AeroServer on what belongs to one.
 pub const SERVER_LABEL: &str = "aerolink.dev/server";
-/// Label that KubeVirt puts on the pod of a virtual machine; its value is the machine's name.
-pub const KUBEVIRT_VM_LABEL: &str = "vm.kubevirt.io/name";

@@ -1,7 +1,6 @@
-//! AcpMapping: which identity owns a prefix, and which pod on which node holds it.
+//! AcpMapping: one row of the table that all Servers share.
 
-use std::net::{AddrParseError, IpAddr};
-use std::time::Duration;
+use std::net::{IpAddr, Ipv6Addr};
 
 use ipnet::IpNet;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
@@ -11,21 +10,22 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::LinkRef;
-use crate::duration::{DEFAULT_COOL_DOWN, parse_duration};
 
-/// One prefix and its owner. The object's name is the prefix, so that two cannot be written.
+/// Namespace of the UUIDs (version 5) of client ids.
+pub const AERO_NAMESPACE: Uuid = Uuid::from_u128(0x8b0f_2f51_60ce_5d8a_9c0b_ae80_6000_45b2);
+
+/// One prefix, whose it is and who holds it at present. The object's name is the prefix, so two
+/// holders of one prefix cannot be written.
 #[derive(CustomResource, KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
 #[kube(
     group = "aerolink.dev",
     version = "v1alpha1",
     kind = "AcpMapping",
-    plural = "acpmappings",
     shortname = "acp",
     category = "aero",
     status = "AcpMappingStatus",
-    derive = "PartialEq",
-    cel,
-    doc = "One delegated prefix (AERO Client Prefix), the identity that owns it, and the pod that holds it. Written by the operator.",
+    selectable = ".spec.clientId",
+    doc = "One AERO Client Prefix: whose it is, and which pod on which node holds it.",
     printcolumn(name = "Prefix", type_ = "string", json_path = ".spec.prefix"),
     printcolumn(name = "Namespace", type_ = "string", json_path = ".spec.clientRef.namespace"),
     printcolumn(name = "Client", type_ = "string", json_path = ".spec.clientRef.name"),
@@ -34,153 +34,155 @@ use crate::duration::{DEFAULT_COOL_DOWN, parse_duration};
     printcolumn(name = "Node", type_ = "string", json_path = ".spec.holder.node"),
     printcolumn(name = "Epoch", type_ = "integer", json_path = ".spec.epoch"),
     printcolumn(name = "Phase", type_ = "string", json_path = ".status.phase"),
-    printcolumn(name = "Released", type_ = "date", priority = 1, json_path = ".status.releasedAt"),
-    printcolumn(name = "Link", type_ = "string", priority = 1, json_path = ".spec.linkRef.name"),
-    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
-    selectable = ".spec.linkRef.name",
-    selectable = ".spec.clientRef.namespace",
-    selectable = ".spec.clientRef.name",
-    validation = Rule::new(
-        "self.spec.prefix.contains(':') \
-         ? (self.metadata.name.contains('-') \
-            && isCIDR(self.metadata.name.substring(0, self.metadata.name.lastIndexOf('-')).replace('-', ':') \
-            + (self.metadata.name.split('-').size() == 9 ? '/' : '::/') \
-            + self.metadata.name.substring(self.metadata.name.lastIndexOf('-') + 1)) \
-            && cidr(self.metadata.name.substring(0, self.metadata.name.lastIndexOf('-')).replace('-', ':') \
-            + (self.metadata.name.split('-').size() == 9 ? '/' : '::/') \
-            + self.metadata.name.substring(self.metadata.name.lastIndexOf('-') + 1)) == cidr(self.spec.prefix)) \
-         : self.metadata.name == self.spec.prefix.replace('/', '-')"
-    ).message("metadata.name must be the prefix: 2001-db8-a-1-64 for 2001:db8:a:1::/64, 192.0.2.32-28 for 192.0.2.32/28")
+    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
 )]
-#[x_kube(validation = Rule::new(
-    "!has(self.holder) || (has(oldSelf.holder) && oldSelf.holder.podUid == self.holder.podUid \
-     && oldSelf.holder.node == self.holder.node) || self.epoch > oldSelf.epoch"
-).message("a new holder needs a larger epoch"))]
 #[serde(rename_all = "camelCase")]
+#[x_kube(validation = Rule::new("self.epoch >= oldSelf.epoch").message("epoch never falls"))]
 pub struct AcpMappingSpec {
-    /// The prefix, in CIDR form.
-    #[schemars(length(max = 43))]
-    #[x_kube(validation = Rule::new("self == oldSelf").message("prefix cannot be changed"))]
-    #[x_kube(validation = Rule::new("isCIDR(self) && cidr(self) == cidr(self).masked()").message("must be a prefix in CIDR form with no bits set beyond its length, such as 2001:db8:a:1::/64"))]
+    /// The prefix.
+    #[schemars(length(min = 1, max = 64))]
+    #[x_kube(validation = Rule::new("isCIDR(self) && cidr(self) == cidr(self).masked()")
+        .message("must be a prefix with no bits set behind its length"))]
+    #[x_kube(validation = Rule::new("self == oldSelf").message("prefix is immutable: it is the object's name"))]
     pub prefix: String,
-    /// The AERO link.
-    #[x_kube(validation = Rule::new("self == oldSelf").message("linkRef cannot be changed"))]
+    /// Its link.
+    #[x_kube(validation = Rule::new("self == oldSelf").message("linkRef is immutable"))]
     pub link_ref: LinkRef,
-    /// UUID of the identity, its DUID-UUID on the link.
-    #[schemars(length(max = 36))]
-    #[x_kube(validation = Rule::new("self == oldSelf").message("clientId cannot be changed"))]
-    #[x_kube(validation = Rule::new("self.matches('^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$')").message("must be a UUID in lower case"))]
+    /// UUID of the client's DUID.
+    #[schemars(length(min = 36, max = 36))]
+    #[x_kube(validation = Rule::new("self == oldSelf").message("clientId is immutable"))]
     pub client_id: String,
-    /// The AeroClient that the identity is of.
-    #[x_kube(validation = Rule::new("self == oldSelf").message("clientRef cannot be changed"))]
+    /// The AeroClient.
+    #[x_kube(validation = Rule::new("self == oldSelf").message("clientRef is immutable"))]
     pub client_ref: ClientRef,
-    /// The identity that owns the prefix.
+    /// The identity inside the AeroClient.
     #[schemars(length(min = 1, max = 253))]
-    #[x_kube(validation = Rule::new("self == oldSelf").message("identity cannot be changed"))]
+    #[x_kube(validation = Rule::new("self == oldSelf").message("identity is immutable"))]
     pub identity: String,
-    /// The pod that holds the prefix; none between two pods.
+    /// Who holds it at present.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub holder: Option<Holder>,
-    /// Grows with every change of holder; 0: never held.
+    /// Grows with every change of holder; 0 before the first.
     #[serde(default)]
     #[schemars(range(min = 0))]
-    #[x_kube(validation = Rule::new("self >= oldSelf").message("epoch can only grow, or an older holder could claim the prefix"))]
     pub epoch: i64,
-    /// The AeroClient's `coolDown`, kept here as it outlives the AeroClient.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(max = 32))]
-    pub cool_down: Option<String>,
-}
-
-impl AcpMappingSpec {
-    /// The prefix as an address and a length.
-    pub fn prefix(&self) -> Result<IpNet, ipnet::AddrParseError> {
-        self.prefix.parse()
-    }
-
-    /// The identity's UUID.
-    pub fn client_uuid(&self) -> Result<Uuid, uuid::Error> {
-        self.client_id.parse()
-    }
-
-    /// `namespace/client/identity`, as people write it.
-    #[must_use]
-    pub fn owner(&self) -> String {
-        format!("{}/{}/{}", self.client_ref.namespace, self.client_ref.name, self.identity)
-    }
-
-    /// How long the prefix stays out of use when it was given up.
-    #[must_use]
-    pub fn cool_down(&self) -> Duration {
-        let text = self.cool_down.as_deref();
-        text.and_then(|text| parse_duration(text).ok()).unwrap_or(DEFAULT_COOL_DOWN)
-    }
 }
 
 /// Names an AeroClient.
-#[derive(
-    Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, JsonSchema,
-)]
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq, Hash)]
+#[serde(rename_all = "camelCase")]
 pub struct ClientRef {
-    /// Namespace of the AeroClient.
-    #[schemars(length(min = 1, max = 63))]
+    /// Its namespace.
+    #[schemars(length(min = 1, max = 253))]
     pub namespace: String,
-    /// Name of the AeroClient.
+    /// Its name.
     #[schemars(length(min = 1, max = 253))]
     pub name: String,
 }
 
-/// The pod that holds a prefix, and where it is.
-#[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq, JsonSchema)]
+/// The pod that holds a prefix, and its node.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
 pub struct Holder {
-    /// Name of the pod, in the namespace of the AeroClient.
-    #[schemars(length(max = 253))]
+    /// Name of the pod.
     pub pod_name: String,
-    /// UID of the pod: a later pod of the same name is another holder.
-    #[schemars(length(max = 64))]
+    /// UID of the pod.
     pub pod_uid: String,
-    /// The node that the pod runs on.
-    #[schemars(length(max = 253))]
+    /// Name of the node.
     pub node: String,
-    /// All addresses of the node: what a Server takes control messages for this prefix from.
+    /// All internal addresses of the node: where its agent's messages come from.
     #[serde(default)]
-    #[schemars(length(max = 16), extend("x-kubernetes-list-type" = "atomic"))]
     pub underlay: Vec<String>,
 }
 
-impl Holder {
-    /// The node's addresses.
-    pub fn addresses(&self) -> impl Iterator<Item = Result<IpAddr, AddrParseError>> {
-        self.underlay.iter().map(|text| text.parse())
-    }
-}
-
-/// What the operator says about a mapping.
-#[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, JsonSchema)]
+/// Status of a mapping.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct AcpMappingStatus {
-    /// Whether the prefix belongs to its identity or was given up.
+    /// Bound to its client, or on its way to be free.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub phase: Option<Phase>,
-    /// When the last holder was gone. Absent while there is a holder.
+    /// Since when it has no holder; when Cooling, since when it cools.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(schema_with = "crate::schema::time")]
     pub released_at: Option<Time>,
-    /// When a cooling prefix may be handed to another identity.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(schema_with = "crate::schema::time")]
-    pub reuse_after: Option<Time>,
-    /// The node of the last holder, to tell a move from a first start.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub last_node: Option<String>,
 }
 
 /// Where a mapping is in its life.
-#[derive(Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq, Hash, JsonSchema)]
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Phase {
-    /// The prefix belongs to its identity, with or without a holder just now.
+    /// The prefix is its client's.
     Bound,
-    /// The prefix was given up; nobody may have it before its cool-down is over.
+    /// Given up; deleted, and so free, after the cool-down.
     Cooling,
+}
+
+/// The DUID-UUID of an identity: the same on every cluster that has these names.
+pub fn client_id(link: &str, namespace: &str, client: &str, identity: &str) -> Uuid {
+    Uuid::new_v5(&AERO_NAMESPACE, format!("{link}/{namespace}/{client}/{identity}").as_bytes())
+}
+
+/// The object name of a prefix: `2001:db8:a:1::/64` is `2001-db8-a-1-64`, `192.0.2.32/28` is
+/// `192.0.2.32-28`. `None` for an IPv6 prefix longer than /64, which no client can have.
+pub fn mapping_name(prefix: IpNet) -> Option<String> {
+    match prefix.trunc() {
+        IpNet::V6(p) if p.prefix_len() <= 64 => {
+            let [a, b, c, d, ..] = p.addr().segments();
+            Some(format!("{a:x}-{b:x}-{c:x}-{d:x}-{}", p.prefix_len()))
+        }
+        IpNet::V6(_) => None,
+        IpNet::V4(p) => Some(format!("{}-{}", p.addr(), p.prefix_len())),
+    }
+}
+
+/// The prefix that an object name stands for.
+pub fn prefix_of_name(name: &str) -> Option<IpNet> {
+    let (address, length) = name.rsplit_once('-')?;
+    let length: u8 = length.parse().ok()?;
+    let address: IpAddr = if address.contains('.') {
+        address.parse().ok()?
+    } else {
+        let mut segments = [0u16; 8];
+        let mut parts = address.split('-');
+        for segment in segments.iter_mut().take(4) {
+            *segment = u16::from_str_radix(parts.next()?, 16).ok()?;
+        }
+        if parts.next().is_some() {
+            return None;
+        }
+        IpAddr::V6(Ipv6Addr::from(segments))
+    };
+    let net = IpNet::new(address, length).ok()?;
+    (mapping_name(net)? == name).then_some(net)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_prefix_and_its_object_name_lead_to_each_other() {
+        let cases = [
+            ("2001:db8:a:1::/64", "2001-db8-a-1-64"),
+            ("fd00::/48", "fd00-0-0-0-48"),
+            ("192.0.2.32/28", "192.0.2.32-28"),
+        ];
+        for (prefix, name) in cases {
+            let net: IpNet = prefix.parse().unwrap();
+            assert_eq!(mapping_name(net).as_deref(), Some(name));
+            assert_eq!(prefix_of_name(name), Some(net));
+        }
+        assert_eq!(mapping_name("2001:db8::/65".parse().unwrap()), None);
+        for bad in ["", "x", "2001-db8-64", "2001-db8-a-01-64", "192.0.2.33-28", "1-2-3-4-5-64"] {
+            assert_eq!(prefix_of_name(bad), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_client_id_depends_on_each_of_its_names_and_on_nothing_else() {
+        let id = client_id("default", "ns", "web", "web-0");
+        assert_eq!(id, client_id("default", "ns", "web", "web-0"));
+        assert_ne!(id, client_id("default", "ns", "web", "web-1"));
+        assert_ne!(id, client_id("other", "ns", "web", "web-0"));
+        assert_eq!(id.get_version_num(), 5);
+    }
 }

@@ -9,126 +9,89 @@ use serde::{Deserialize, Serialize};
 
 use crate::LinkRef;
 
-/// UDP port of a Server on the underlay when the AeroServer does not say.
-pub const SERVER_PORT: i32 = 8060;
-
-/// The Servers of a link.
-#[derive(CustomResource, KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
+/// The Servers of a link: DHCPv6 servers, default forwarders and trust anchors.
+#[derive(CustomResource, KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
 #[kube(
     group = "aerolink.dev",
     version = "v1alpha1",
     kind = "AeroServer",
-    plural = "aeroservers",
-    namespaced,
     shortname = "aserver",
     category = "aero",
+    namespaced,
     status = "AeroServerStatus",
-    derive = "PartialEq",
-    cel,
-    doc = "The Servers of an AERO link: they delegate prefixes and forward until a direct way is known.",
+    doc = "The Servers of an AERO link: they delegate prefixes and forward until a better path is known.",
     printcolumn(name = "Link", type_ = "string", json_path = ".spec.linkRef.name"),
     printcolumn(
         name = "Ready",
         type_ = "string",
-        json_path = ".status.conditions[?(@.type==\"Ready\")].status"
+        json_path = ".status.conditions[?(@.type=='Ready')].status"
     ),
-    printcolumn(name = "Replicas", type_ = "integer", json_path = ".status.readyReplicas"),
-    printcolumn(
-        name = "Addresses",
-        type_ = "string",
-        priority = 1,
-        json_path = ".status.addresses"
-    ),
-    printcolumn(
-        name = "Reason",
-        type_ = "string",
-        priority = 1,
-        json_path = ".status.conditions[?(@.type==\"Ready\")].reason"
-    ),
+    printcolumn(name = "Servers", type_ = "integer", json_path = ".status.readyReplicas"),
+    printcolumn(name = "Addresses", type_ = "string", json_path = ".status.addresses[*]"),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
 )]
 #[serde(rename_all = "camelCase")]
 pub struct AeroServerSpec {
-    /// The AERO link that is served.
+    /// The link that they serve.
     #[serde(default)]
-    #[x_kube(validation = Rule::new("self == oldSelf").message("linkRef cannot be changed: make another AeroServer"))]
+    #[x_kube(validation = Rule::new("self == oldSelf").message("linkRef cannot be changed; make another AeroServer"))]
     pub link_ref: LinkRef,
-    /// Number of Servers. Not given: two, or one on a cluster of one node.
+    /// How many; two, or one on a cluster of a single node, if not given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(range(min = 0, max = 64))]
+    #[schemars(range(min = 0, max = 1000))]
     pub replicas: Option<i32>,
-    /// Labels of the nodes that Servers may run on.
+    /// Nodes that may run one.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub node_selector: BTreeMap<String, String>,
     /// UDP port on the underlay.
-    #[serde(default = "default_port")]
+    #[serde(default = "AeroServerSpec::default_port")]
     #[schemars(range(min = 1, max = 65_535))]
     pub port: i32,
-    /// AeroRelays of this namespace to which the Servers announce their Clients.
+    /// AeroRelays that they announce their clients' prefixes to.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 16), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["name"]))]
-    pub relay_refs: Vec<RelayRef>,
-    /// Number of the autonomous system of the interior BGP.
+    #[schemars(length(max = 64))]
+    pub relay_refs: Vec<String>,
+    /// First number of the private range of AS numbers for these Servers.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 4_294_967_294_i64))]
     pub asn: Option<i64>,
 }
 
-impl Default for AeroServerSpec {
-    fn default() -> Self {
-        Self {
-            link_ref: LinkRef::default(),
-            replicas: None,
-            node_selector: BTreeMap::new(),
-            port: SERVER_PORT,
-            relay_refs: Vec::new(),
-            asn: None,
-        }
+impl AeroServerSpec {
+    /// The port that IANA has assigned to AERO.
+    pub fn default_port() -> i32 {
+        8060
     }
 }
 
-fn default_port() -> i32 {
-    SERVER_PORT
-}
-
-/// Names an AeroRelay.
-#[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Eq, JsonSchema)]
-pub struct RelayRef {
-    /// Name of the AeroRelay, in the same namespace.
-    #[schemars(length(min = 1, max = 253))]
-    pub name: String,
-}
-
-/// What the operator says about an AeroServer.
-#[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, JsonSchema)]
+/// Status of the Servers.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct AeroServerStatus {
-    /// Generation of the spec that this status is about.
+    /// The generation that this status is about.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
-    /// Conditions.
+    /// Ready, and why not.
     #[serde(default)]
-    #[schemars(schema_with = "crate::schema::conditions")]
+    #[schemars(schema_with = "crate::common::conditions_schema")]
     pub conditions: Vec<Condition>,
-    /// Number of Servers that are ready.
+    /// How many serve.
     #[serde(default)]
     pub ready_replicas: i32,
-    /// Addresses of the ready Servers on the underlay.
+    /// Underlay addresses of those that run.
     #[serde(default)]
-    #[schemars(extend("x-kubernetes-list-type" = "atomic"))]
     pub addresses: Vec<String>,
-    /// BGP sessions to the Relays.
-    #[serde(default)]
-    #[schemars(extend("x-kubernetes-list-type" = "atomic"))]
+    /// BGP sessions with Relays.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub bgp_sessions: Vec<BgpSession>,
 }
 
 /// A BGP session.
-#[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq, JsonSchema)]
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
 pub struct BgpSession {
-    /// The peer.
+    /// The peer's address.
     pub peer: String,
-    /// State of the session, as BGP names it.
+    /// Its state, for example `Established`.
     pub state: String,
 }

@@ -1,17 +1,13 @@
-//! Writes the CRDs as YAML files into `crds/yaml`, or into the folder given as argument.
+//! Writes the CRDs to `crds/yaml` and into the chart.
 
-use std::error::Error;
-use std::path::PathBuf;
+use std::path::Path;
 
-fn main() -> Result<(), Box<dyn Error>> {
-    let folder = std::env::args_os()
-        .nth(1)
-        .map_or_else(|| PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/yaml")), PathBuf::from);
-    std::fs::create_dir_all(&folder)?;
-    for crd in aero_crds::yaml::all() {
-        let path = folder.join(aero_crds::yaml::file_name(&crd));
-        std::fs::write(&path, aero_crds::yaml::render(&crd)?)?;
-        println!("{}", path.display());
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    for (name, yaml) in aero_crds::definitions()? {
+        let path = root.join("yaml").join(&name);
+        std::fs::write(&path, yaml)?;
+        println!("wrote crds/yaml/{name}");
     }
     Ok(())
 }
