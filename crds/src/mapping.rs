@@ -24,8 +24,16 @@ pub const AERO_NAMESPACE: Uuid = Uuid::from_u128(0x8b0f_2f51_60ce_5d8a_9c0b_ae80
     shortname = "acp",
     category = "aero",
     status = "AcpMappingStatus",
+    derive = "PartialEq",
     selectable = ".spec.clientId",
     doc = "One AERO Client Prefix: whose it is, and which pod on which node holds it.",
+    validation = Rule::new("self.metadata.name.contains('-') && (self.spec.prefix.contains(':') \
+        ? isCIDR(self.metadata.name.substring(0, self.metadata.name.lastIndexOf('-')).replace('-', ':') + '::/' \
+            + self.metadata.name.substring(self.metadata.name.lastIndexOf('-') + 1)) \
+          && cidr(self.metadata.name.substring(0, self.metadata.name.lastIndexOf('-')).replace('-', ':') + '::/' \
+            + self.metadata.name.substring(self.metadata.name.lastIndexOf('-') + 1)) == cidr(self.spec.prefix) \
+        : self.metadata.name.replace('-', '/') == self.spec.prefix)")
+        .message("metadata.name must be the prefix: 2001:db8:a:1::/64 is named 2001-db8-a-1-64, 192.0.2.32/28 is named 192.0.2.32-28"),
     printcolumn(name = "Prefix", type_ = "string", json_path = ".spec.prefix"),
     printcolumn(name = "Namespace", type_ = "string", json_path = ".spec.clientRef.namespace"),
     printcolumn(name = "Client", type_ = "string", json_path = ".spec.clientRef.name"),
@@ -38,6 +46,8 @@ pub const AERO_NAMESPACE: Uuid = Uuid::from_u128(0x8b0f_2f51_60ce_5d8a_9c0b_ae80
 )]
 #[serde(rename_all = "camelCase")]
 #[x_kube(validation = Rule::new("self.epoch >= oldSelf.epoch").message("epoch never falls"))]
+#[x_kube(validation = Rule::new("!has(self.holder) || self.epoch > oldSelf.epoch || (has(oldSelf.holder) && oldSelf.holder.podUid == self.holder.podUid && oldSelf.holder.node == self.holder.node)")
+    .message("a new holder needs a larger epoch"))]
 pub struct AcpMappingSpec {
     /// The prefix.
     #[schemars(length(min = 1, max = 64))]
@@ -85,10 +95,13 @@ pub struct ClientRef {
 #[serde(rename_all = "camelCase")]
 pub struct Holder {
     /// Name of the pod.
+    #[schemars(length(max = 253))]
     pub pod_name: String,
     /// UID of the pod.
+    #[schemars(length(max = 64))]
     pub pod_uid: String,
     /// Name of the node.
+    #[schemars(length(max = 253))]
     pub node: String,
     /// All internal addresses of the node: where its agent's messages come from.
     #[serde(default)]
@@ -102,9 +115,13 @@ pub struct AcpMappingStatus {
     /// Bound to its client, or on its way to be free.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub phase: Option<Phase>,
-    /// Since when it has no holder; when Cooling, since when it cools.
+    /// Since when it has no holder.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub released_at: Option<Time>,
+    /// When Cooling: from when on another client may have it. Kept here, so that no restart
+    /// forgets it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub free_at: Option<Time>,
 }
 
 /// Where a mapping is in its life.

@@ -1,2 +1,122 @@
-//! Placeholder until the first commit of this crate.
-fn main() {}
+//! `aero-operator`: gives AeroClients their prefixes and runs the Servers.
+
+#![forbid(unsafe_code)]
+
+use std::net::SocketAddr;
+
+use aero_operator::context::{Context, Settings};
+use aero_operator::run::{self, Metrics};
+use aero_telemetry::admin::{self, Readiness};
+use aero_telemetry::{logs, shutdown};
+use anyhow::Context as _;
+use clap::Parser;
+use kube_lease_manager::LeaseManagerBuilder;
+use prometheus_client::registry::Registry;
+
+/// The AERO operator: allocates a prefix for every identity of every AeroClient (writing
+/// AcpMappings, the table that all Servers share), says on pods which prefix they hold, runs the
+/// Servers of every AeroServer, and keeps status and Events.
+///
+/// Several replicas may run; one leads by a Lease and the others stand by.
+#[derive(Debug, Parser)]
+#[command(version)]
+struct Args {
+    /// Namespace of the operator; the Servers run here too.
+    #[arg(long, env = "POD_NAMESPACE", default_value = "aero-system")]
+    namespace: String,
+    /// Name of this pod.
+    #[arg(long, env = "POD_NAME", default_value = "aero-operator")]
+    pod_name: String,
+    /// Image with aero-node-agent, for the Servers.
+    #[arg(long, env = "AERO_NODE_AGENT_IMAGE")]
+    node_agent_image: String,
+    /// Pull policy of that image.
+    #[arg(long, env = "AERO_PULL_POLICY", default_value = "IfNotPresent")]
+    pull_policy: String,
+    /// Service account of the Servers.
+    #[arg(long, default_value = "aero-server")]
+    server_service_account: String,
+    /// Address of /healthz, /readyz and /metrics.
+    #[arg(long, env = "AERO_ADMIN", default_value = "[::]:9062")]
+    admin: SocketAddr,
+    /// Name of the Lease.
+    #[arg(long, default_value = "aero-operator")]
+    lease: String,
+    #[command(flatten)]
+    logs: logs::LogArgs,
+}
+
+#[tokio::main]
+async fn main() -> anyhow::Result<()> {
+    let args = Args::parse();
+    logs::init(&args.logs)?;
+    let token = shutdown::token()?;
+    let readiness = Readiness::default();
+    let api = readiness.register("api");
+    let mut registry = Registry::default();
+    let metrics = Metrics::new(&mut registry);
+    let admin = tokio::spawn(admin::serve(
+        args.admin,
+        readiness.clone(),
+        registry,
+        axum_routes(),
+        token.clone(),
+    ));
+    let client = kube::Client::try_default().await.context("there is no way to an API server")?;
+    let manager = LeaseManagerBuilder::new(client.clone(), &args.lease)
+        .with_namespace(&args.namespace)
+        .with_identity(&args.pod_name)
+        .with_duration(15)
+        .with_grace(5)
+        .build()
+        .await
+        .context("the Lease cannot be made")?;
+    let (mut leads, task) = manager.watch().await;
+    let settings = Settings {
+        namespace: args.namespace,
+        pod: args.pod_name,
+        node_agent_image: args.node_agent_image,
+        pull_policy: args.pull_policy,
+        server_service_account: args.server_service_account,
+    };
+    api.ready();
+    tracing::info!("standing by for the Lease");
+    let stopped = loop {
+        tokio::select! {
+            () = token.cancelled() => break true,
+            changed = leads.changed() => {
+                changed.context("the Lease's watch ended")?;
+                if *leads.borrow_and_update() {
+                    break false;
+                }
+            }
+        }
+    };
+    if !stopped {
+        tracing::info!("leading");
+        // Caches are filled after the Lease is ours, so they hold all that the leader before us
+        // has written.
+        tokio::select! {
+            outcome = async {
+                let ctx = Context::start(client, settings).await?;
+                run::all(ctx, metrics).await;
+                anyhow::Ok(())
+            } => outcome?,
+            () = token.cancelled() => {}
+            () = lost(&mut leads) => anyhow::bail!("the Lease was lost; ending, so that nothing is written beside another leader"),
+            ended = admin => ended??,
+        }
+    }
+    // Dropping the receiver makes the manager release the Lease, so the next one leads at once.
+    drop(leads);
+    let _ = tokio::time::timeout(std::time::Duration::from_secs(3), task).await;
+    Ok(())
+}
+
+fn axum_routes() -> axum::Router {
+    axum::Router::new()
+}
+
+async fn lost(leads: &mut tokio::sync::watch::Receiver<bool>) {
+    let _ = leads.wait_for(|l| !l).await;
+}

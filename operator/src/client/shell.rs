@@ -1,0 +1,246 @@
+//! Reads what the plan needs, carries the plan out.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use aero_crds::{AcpMapping, AeroClient, AeroLink, Phase, annotations, parse_duration};
+use anyhow::Context as _;
+use futures::{TryStreamExt, stream};
+use k8s_openapi::api::core::v1::{Node, ObjectReference, Pod};
+use kube::api::{Patch, PatchParams, PostParams};
+use kube::runtime::events::{Event, EventType};
+use kube::{Api, Resource, ResourceExt};
+use serde_json::json;
+
+use super::identity::PodView;
+use super::plan::{LinkView, Observed, Plan, Told, Write, plan};
+use super::{owner, selects, status};
+use crate::allocation::effective_pools;
+use crate::context::{Context, now};
+use crate::mapping::retire;
+
+/// Field manager of what this controller applies.
+const MANAGER: &str = "aero-operator-client";
+/// Writes under way at a time.
+const PARALLEL: usize = 16;
+
+/// One round for one AeroClient (`namespace/name`).
+///
+/// # Errors
+/// If a write fails; the caller tries again.
+pub async fn reconcile(ctx: &Context, key: &str) -> anyhow::Result<()> {
+    let clients = ctx.clients.state();
+    let alive = |c: &&Arc<AeroClient>| c.metadata.deletion_timestamp.is_none();
+    let Some(client) = clients.iter().filter(alive).find(|c| key_of(c) == key).cloned() else {
+        return client_gone(ctx, key).await;
+    };
+    let mappings = ctx.mappings.state();
+    let (pods, taken_pods) = pods_of(ctx, &clients, &client);
+    let seen = Observed {
+        client: &client,
+        link: ctx
+            .links
+            .state()
+            .iter()
+            .find(|l| l.name_any() == client.spec.link_ref.name)
+            .map(|l| view(l, &ctx.cluster)),
+        pods,
+        taken_pods,
+        mappings: mappings.iter().map(AsRef::as_ref).collect(),
+        nodes: ctx.nodes.state().iter().map(|n| (n.name_any(), addresses(n))).collect(),
+    };
+    let plan = plan(&seen);
+    carry_out(ctx, &client, &plan).await?;
+    strip_unselected(ctx, &client).await
+}
+
+/// `namespace/name`.
+fn key_of(client: &AeroClient) -> String {
+    format!("{}/{}", client.namespace().unwrap_or_default(), client.name_any())
+}
+
+fn view(link: &Arc<AeroLink>, cluster: &str) -> LinkView {
+    LinkView { name: link.name_any(), pools: effective_pools(link, cluster) }
+}
+
+/// All internal addresses of a node.
+fn addresses(node: &Node) -> Vec<String> {
+    let all = node.status.as_ref().and_then(|s| s.addresses.as_deref()).unwrap_or_default();
+    all.iter().filter(|a| a.type_ == "InternalIP").map(|a| a.address.clone()).collect()
+}
+
+fn pods_of(
+    ctx: &Context,
+    clients: &[Arc<AeroClient>],
+    client: &AeroClient,
+) -> (Vec<PodView>, Vec<(String, String)>) {
+    let (mut pods, mut taken) = (Vec::new(), Vec::new());
+    for pod in ctx.pods.state_filter(|p| selects(client, p)) {
+        let Some(view) = PodView::of(&pod) else { continue };
+        match owner(clients, &pod) {
+            Some(o) if o.metadata.uid == client.metadata.uid => pods.push(view),
+            Some(other) => taken.push((view.name, other.name_any())),
+            None => {}
+        }
+    }
+    (pods, taken)
+}
+
+async fn carry_out(ctx: &Context, client: &AeroClient, plan: &Plan) -> anyhow::Result<()> {
+    let written: Vec<AcpMapping> = stream::iter(plan.writes.iter().map(Ok))
+        .map_ok(|w| write(ctx, client, w))
+        .try_buffer_unordered(PARALLEL)
+        .try_filter_map(|m| async move { Ok(m) })
+        .try_collect()
+        .await?;
+    let namespace = client.namespace().unwrap_or_default();
+    stream::iter(plan.annotate.iter().map(Ok))
+        .try_for_each_concurrent(PARALLEL, |(name, uid, wanted)| {
+            annotate(ctx, &namespace, name, uid, wanted)
+        })
+        .await?;
+    for told in &plan.told {
+        tell(ctx, client, told).await;
+    }
+    let status = status::status(client, plan, &now());
+    if client.status.as_ref() != Some(&status) {
+        let api: Api<AeroClient> = Api::namespaced(ctx.client.clone(), &namespace);
+        let patch = json!({
+            "apiVersion": AeroClient::api_version(&()), "kind": AeroClient::kind(&()),
+            "status": status,
+        });
+        let params = PatchParams::apply(MANAGER).force();
+        api.patch_status(&client.name_any(), &params, &Patch::Apply(patch))
+            .await
+            .context("the status cannot be written")?;
+    }
+    for mapping in &written {
+        bind_phase(ctx, mapping).await?;
+    }
+    // The next round must see what this one wrote, or it would allocate twice.
+    ctx.caught_up(&written).await
+}
+
+/// Writes one mapping; `None` for one that was given up.
+async fn write(
+    ctx: &Context,
+    client: &AeroClient,
+    write: &Write,
+) -> anyhow::Result<Option<AcpMapping>> {
+    let api: Api<AcpMapping> = Api::all(ctx.client.clone());
+    let params = PostParams { field_manager: Some(MANAGER.into()), ..PostParams::default() };
+    match write {
+        Write::Create(m) => {
+            let mut m = m.clone();
+            let link = m.spec.link_ref.name.clone();
+            m.labels_mut().insert(annotations::LINK_LABEL.into(), link);
+            let made = api.create(&params, &m).await;
+            Ok(Some(made.with_context(|| format!("{} cannot be made", m.spec.prefix))?))
+        }
+        Write::Replace(m) => {
+            let done = api.replace(&m.name_any(), &params, m).await;
+            Ok(Some(done.with_context(|| format!("{} cannot be changed", m.spec.prefix))?))
+        }
+        Write::Retire(m) => {
+            let cool = parse_duration(&client.spec.cool_down).unwrap_or_default();
+            retire(ctx, m, cool).await?;
+            Ok(None)
+        }
+    }
+}
+
+/// Marks a mapping as its client's.
+async fn bind_phase(ctx: &Context, mapping: &AcpMapping) -> anyhow::Result<()> {
+    let status = mapping.status.clone().unwrap_or_default();
+    if status.phase == Some(Phase::Bound) && status.released_at.is_none() {
+        return Ok(());
+    }
+    let api: Api<AcpMapping> = Api::all(ctx.client.clone());
+    let patch = json!({"status": {"phase": "Bound", "releasedAt": null, "freeAt": null}});
+    api.patch_status(&mapping.name_any(), &PatchParams::default(), &Patch::Merge(patch)).await?;
+    Ok(())
+}
+
+/// Applies our annotations to a pod; what was ours and is not wanted any more goes away.
+async fn annotate(
+    ctx: &Context,
+    namespace: &str,
+    name: &str,
+    uid: &str,
+    wanted: &BTreeMap<String, String>,
+) -> anyhow::Result<()> {
+    let api: Api<Pod> = Api::namespaced(ctx.client.clone(), namespace);
+    // The UID makes this fail where a pod of the same name has taken the place of the one meant.
+    let patch = json!({
+        "apiVersion": "v1", "kind": "Pod",
+        "metadata": {"name": name, "uid": uid, "annotations": wanted},
+    });
+    let done = api.patch(name, &PatchParams::apply(MANAGER).force(), &Patch::Apply(patch)).await;
+    match done {
+        Ok(_) => Ok(()),
+        // Gone, or another pod by now: its own event comes.
+        Err(kube::Error::Api(e)) if matches!(e.code, 404 | 409 | 422) => Ok(()),
+        Err(e) => Err(e).with_context(|| format!("pod {namespace}/{name} cannot be annotated")),
+    }
+}
+
+async fn tell(ctx: &Context, client: &AeroClient, told: &Told) {
+    let event = Event {
+        type_: if told.warning { EventType::Warning } else { EventType::Normal },
+        reason: told.reason.into(),
+        note: Some(told.message.clone()),
+        action: told.reason.into(),
+        secondary: None,
+    };
+    let mut about = vec![client.object_ref(&())];
+    if let Some((name, uid)) = &told.pod {
+        about.push(ObjectReference {
+            api_version: Some("v1".into()),
+            kind: Some("Pod".into()),
+            name: Some(name.clone()),
+            namespace: client.namespace(),
+            uid: Some(uid.clone()),
+            ..ObjectReference::default()
+        });
+    }
+    tracing::info!(client = key_of(client), reason = told.reason, "{}", told.message);
+    for reference in about {
+        if let Err(e) = ctx.recorder.publish(&event, &reference).await {
+            tracing::warn!("an Event cannot be written: {e}");
+        }
+    }
+}
+
+/// A client that is gone: its pods lose their annotations. Its mappings are given up by the
+/// mapping controller, which notices their missing client; so no finalizer is needed, and
+/// nothing hangs where the operator was uninstalled first.
+async fn client_gone(ctx: &Context, key: &str) -> anyhow::Result<()> {
+    let Some((namespace, name)) = key.split_once('/') else { return Ok(()) };
+    let pods = ctx.pods.state_filter(|p| {
+        p.namespace().as_deref() == Some(namespace)
+            && p.annotations().get(annotations::CLIENT).map(String::as_str) == Some(name)
+    });
+    for pod in pods {
+        if let Some(uid) = pod.metadata.uid.clone() {
+            annotate(ctx, namespace, &pod.name_any(), &uid, &BTreeMap::new()).await?;
+        }
+    }
+    Ok(())
+}
+
+/// Pods that this client had and selects no more lose their annotations.
+async fn strip_unselected(ctx: &Context, client: &AeroClient) -> anyhow::Result<()> {
+    let name = client.name_any();
+    let stale = ctx.pods.state_filter(|p| {
+        p.metadata.namespace == client.metadata.namespace
+            && p.annotations().get(annotations::CLIENT) == Some(&name)
+            && !selects(client, p)
+    });
+    for pod in stale {
+        if let Some(uid) = pod.metadata.uid.clone() {
+            let namespace = client.namespace().unwrap_or_default();
+            annotate(ctx, &namespace, &pod.name_any(), &uid, &BTreeMap::new()).await?;
+        }
+    }
+    Ok(())
+}

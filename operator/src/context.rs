@@ -1,0 +1,317 @@
+//! The operator's caches, and who is to be told of a change.
+
+use std::collections::BTreeSet;
+use std::fmt::Debug;
+use std::hash::Hash;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use aero_crds::{AcpMapping, AeroClient, AeroLink, AeroRelay, AeroServer};
+use anyhow::Context as _;
+use chrono::{DateTime, Utc};
+use futures::StreamExt;
+use k8s_openapi::api::apps::v1::Deployment;
+use k8s_openapi::api::core::v1::{Namespace, Node, Pod};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use kube::runtime::events::{Recorder, Reporter};
+use kube::runtime::reflector::{self, Store};
+use kube::runtime::watcher::{self, Event};
+use kube::runtime::{WatchStreamExt, watcher as watch};
+use kube::{Api, Client, Resource, ResourceExt};
+use serde::de::DeserializeOwned;
+use tokio::sync::{Notify, watch as channel};
+
+/// Keys that are to be looked at, each once however often it is marked.
+#[derive(Debug, Default)]
+pub struct Queue {
+    keys: Mutex<BTreeSet<String>>,
+    marked: Notify,
+}
+
+impl Queue {
+    /// Marks a key.
+    pub fn mark(&self, key: impl Into<String>) {
+        self.keys.lock().unwrap_or_else(PoisonError::into_inner).insert(key.into());
+        self.marked.notify_one();
+    }
+
+    /// Waits for a key.
+    pub async fn next(&self) -> String {
+        loop {
+            let first = self.keys.lock().unwrap_or_else(PoisonError::into_inner).pop_first();
+            match first {
+                Some(key) => return key,
+                None => self.marked.notified().await,
+            }
+        }
+    }
+}
+
+/// What the operator was told at its start.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// Its namespace: Servers run here.
+    pub namespace: String,
+    /// Its pod, for Events and the Lease.
+    pub pod: String,
+    /// Image of the Servers.
+    pub node_agent_image: String,
+    /// Pull policy of that image.
+    pub pull_policy: String,
+    /// Service account of the Servers.
+    pub server_service_account: String,
+}
+
+/// Everything that the controllers share.
+pub struct Context {
+    /// The API client.
+    pub client: Client,
+    /// What the operator was told.
+    pub settings: Settings,
+    /// Identity of the cluster.
+    pub cluster: String,
+    /// Writes Events.
+    pub recorder: Recorder,
+    /// All pods.
+    pub pods: Store<Pod>,
+    /// All nodes.
+    pub nodes: Store<Node>,
+    /// All AeroClients.
+    pub clients: Store<AeroClient>,
+    /// All AeroLinks.
+    pub links: Store<AeroLink>,
+    /// All AeroServers.
+    pub servers: Store<AeroServer>,
+    /// All AeroRelays.
+    pub relays: Store<AeroRelay>,
+    /// The shared table.
+    pub mappings: Store<AcpMapping>,
+    /// Our Deployments.
+    pub deployments: Store<Deployment>,
+    /// AeroClients (`namespace/name`) to look at.
+    pub client_queue: Queue,
+    /// AeroLinks to look at.
+    pub link_queue: Queue,
+    /// AeroServers (`namespace/name`) to look at.
+    pub server_queue: Queue,
+    /// AeroRelays (`namespace/name`) to look at.
+    pub relay_queue: Queue,
+    mappings_changed: channel::Sender<u64>,
+}
+
+impl Context {
+    /// Starts the caches and waits until they are filled.
+    ///
+    /// # Errors
+    /// If the API server cannot be asked for the cluster's identity.
+    pub async fn start(client: Client, settings: Settings) -> anyhow::Result<Arc<Self>> {
+        let namespaces: Api<Namespace> = Api::all(client.clone());
+        let cluster = namespaces
+            .get("kube-system")
+            .await
+            .context("namespace kube-system cannot be read (its UID names the cluster)")?
+            .uid()
+            .unwrap_or_default();
+        let reporter =
+            Reporter { controller: "aero-operator".into(), instance: Some(settings.pod.clone()) };
+        let (pods, pod_writer) = reflector::store();
+        let (nodes, node_writer) = reflector::store();
+        let (clients, client_writer) = reflector::store();
+        let (links, link_writer) = reflector::store();
+        let (servers, server_writer) = reflector::store();
+        let (relays, relay_writer) = reflector::store();
+        let (mappings, mapping_writer) = reflector::store();
+        let (deployments, deployment_writer) = reflector::store();
+        let ctx = Arc::new(Self {
+            recorder: Recorder::new(client.clone(), reporter),
+            cluster,
+            pods,
+            nodes,
+            clients,
+            links,
+            servers,
+            relays,
+            mappings,
+            deployments,
+            client_queue: Queue::default(),
+            link_queue: Queue::default(),
+            server_queue: Queue::default(),
+            relay_queue: Queue::default(),
+            mappings_changed: channel::channel(0).0,
+            settings,
+            client: client.clone(),
+        });
+        let all = watch::Config::default;
+        let ours = all().labels("app.kubernetes.io/managed-by=aero-operator");
+        let own: Api<Deployment> = Api::namespaced(client.clone(), &ctx.settings.namespace);
+        feed(&ctx, Api::all(client.clone()), all(), pod_writer, Self::pod_changed);
+        feed(&ctx, Api::all(client.clone()), all(), node_writer, Self::node_changed);
+        feed(&ctx, Api::all(client.clone()), all(), client_writer, Self::client_changed);
+        feed(&ctx, Api::all(client.clone()), all(), link_writer, Self::link_changed);
+        feed(&ctx, Api::all(client.clone()), all(), server_writer, |c, s: &AeroServer| {
+            c.server_queue.mark(key(s));
+        });
+        feed(&ctx, Api::all(client.clone()), all(), relay_writer, |c, r: &AeroRelay| {
+            c.relay_queue.mark(key(r));
+        });
+        feed(&ctx, Api::all(client), all(), mapping_writer, Self::mapping_changed);
+        feed(&ctx, own, ours, deployment_writer, |c, _| c.mark_all_servers());
+        ctx.pods.wait_until_ready().await?;
+        ctx.nodes.wait_until_ready().await?;
+        ctx.clients.wait_until_ready().await?;
+        ctx.links.wait_until_ready().await?;
+        ctx.servers.wait_until_ready().await?;
+        ctx.relays.wait_until_ready().await?;
+        ctx.mappings.wait_until_ready().await?;
+        ctx.deployments.wait_until_ready().await?;
+        Ok(ctx)
+    }
+
+    /// Waits until the cache of mappings holds what was written. Bounded: a write that is
+    /// followed by a deletion is never seen.
+    ///
+    /// # Errors
+    /// If the cache has not caught up within 2 s; the caller tries again.
+    pub async fn caught_up(&self, written: &[AcpMapping]) -> anyhow::Result<()> {
+        let version = |m: &AcpMapping| m.resource_version().and_then(|v| v.parse::<u64>().ok());
+        let seen = |m: &AcpMapping| {
+            let cached = self.mappings.state().into_iter().find(|c| c.name_any() == m.name_any());
+            cached.is_some_and(|c| version(&c) >= version(m))
+        };
+        let mut changes = self.mappings_changed.subscribe();
+        let wait = async {
+            while !written.iter().all(seen) {
+                if changes.changed().await.is_err() {
+                    return;
+                }
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(2), wait)
+            .await
+            .context("the cache of mappings lags behind")
+    }
+
+    fn pod_changed(&self, pod: &Pod) {
+        let annotated = pod.annotations().get(aero_crds::annotations::CLIENT);
+        let namespace = pod.namespace();
+        for client in self.clients.state() {
+            let same = client.namespace() == namespace;
+            let name = client.name_any();
+            if same && (annotated == Some(&name) || crate::client::selects(&client, pod)) {
+                self.client_queue.mark(key(&*client));
+            }
+        }
+        if pod.labels().contains_key(aero_crds::annotations::SERVER_LABEL) {
+            self.mark_all_servers();
+        }
+    }
+
+    /// A node's addresses matter to the mappings of its pods; its heartbeats do not.
+    fn node_changed(&self, node: &Node) {
+        let name = node.name_any();
+        let addresses: Vec<String> = node
+            .status
+            .iter()
+            .flat_map(|s| s.addresses.iter().flatten())
+            .filter(|a| a.type_ == "InternalIP")
+            .map(|a| a.address.clone())
+            .collect();
+        for mapping in self.mappings.state() {
+            let stale = |h: &aero_crds::Holder| h.node == name && h.underlay != addresses;
+            if mapping.spec.holder.as_ref().is_some_and(stale) {
+                let of = &mapping.spec.client_ref;
+                self.client_queue.mark(format!("{}/{}", of.namespace, of.name));
+            }
+        }
+        self.mark_all_servers();
+    }
+
+    fn client_changed(&self, client: &AeroClient) {
+        // Another client of the namespace may get the pods that this one selected, or lose them.
+        self.client_queue.mark(key(client));
+        for other in self.clients.state() {
+            if other.namespace() == client.namespace() {
+                self.client_queue.mark(key(&*other));
+            }
+        }
+    }
+
+    fn link_changed(&self, link: &AeroLink) {
+        for other in self.links.state() {
+            self.link_queue.mark(other.name_any());
+        }
+        self.link_queue.mark(link.name_any());
+        for client in self.clients.state() {
+            self.client_queue.mark(key(&*client));
+        }
+        self.mark_all_servers();
+    }
+
+    fn mapping_changed(&self, mapping: &AcpMapping) {
+        self.mappings_changed.send_modify(|n| *n = n.wrapping_add(1));
+        self.link_queue.mark(mapping.spec.link_ref.name.clone());
+        let of = &mapping.spec.client_ref;
+        self.client_queue.mark(format!("{}/{}", of.namespace, of.name));
+        // A client that was refused this prefix may have it now.
+        for client in self.clients.state() {
+            if client.spec.prefixes.contains(&mapping.spec.prefix) {
+                self.client_queue.mark(key(&*client));
+            }
+        }
+    }
+
+    fn mark_all_servers(&self) {
+        for server in self.servers.state() {
+            self.server_queue.mark(key(&*server));
+        }
+    }
+}
+
+/// `namespace/name`.
+pub fn key<K: ResourceExt>(object: &K) -> String {
+    format!("{}/{}", object.namespace().unwrap_or_default(), object.name_any())
+}
+
+/// Feeds a cache from a watch and tells `changed` of every object that comes, changes or goes.
+fn feed<K>(
+    ctx: &Arc<Context>,
+    api: Api<K>,
+    config: watch::Config,
+    writer: reflector::store::Writer<K>,
+    changed: fn(&Context, &K),
+) where
+    K: Resource + Clone + DeserializeOwned + Debug + Send + Sync + 'static,
+    K::DynamicType: Eq + Hash + Clone + Default + Send + Sync + Unpin,
+{
+    let stream = watcher::watcher(api, config).default_backoff().reflect(writer);
+    let ctx = Arc::clone(ctx);
+    tokio::spawn(async move {
+        let mut stream = std::pin::pin!(stream);
+        let mut failing = false;
+        while let Some(event) = stream.next().await {
+            match event {
+                Ok(Event::Apply(o) | Event::Delete(o) | Event::InitApply(o)) => {
+                    changed(&ctx, &o);
+                    failing = false;
+                }
+                Ok(Event::Init | Event::InitDone) => failing = false,
+                Err(e) if !failing => {
+                    failing = true;
+                    let kind = K::kind(&K::DynamicType::default()).into_owned();
+                    tracing::warn!(kind, "the watch broke and is tried again: {e}");
+                }
+                Err(_) => {}
+            }
+        }
+    });
+}
+
+/// The present time as the API writes it.
+pub fn now() -> Time {
+    Time(k8s_openapi::jiff::Timestamp::now())
+}
+
+/// A time of the API for arithmetic.
+pub fn to_chrono(time: &Time) -> DateTime<Utc> {
+    DateTime::from_timestamp(time.0.as_second(), 0).unwrap_or_default()
+}

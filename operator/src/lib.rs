@@ -1,0 +1,17 @@
+//! The AERO operator.
+//!
+//! One folder per kind. In each, what is to be done is a pure function of what is observed
+//! ([`client::plan`], [`mapping::fate`], `status`), tested without an API server, and a thin
+//! shell reads the caches and writes. [`context`] holds the caches and the queues that their
+//! changes fill.
+
+#![forbid(unsafe_code)]
+
+pub mod allocation;
+pub mod client;
+pub mod context;
+pub mod link;
+pub mod mapping;
+pub mod relay;
+pub mod run;
+pub mod server;

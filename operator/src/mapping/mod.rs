@@ -1,0 +1,227 @@
+//! AcpMapping: what becomes of a prefix that has no pod. A pure decision, taken anew every other
+//! second from what the caches hold, and carried out with the resourceVersion that it was taken
+//! from, so a mapping that changed meanwhile is left alone.
+
+use std::collections::{BTreeMap, HashSet};
+use std::time::Duration;
+
+use aero_crds::{AcpMapping, AeroClient, Phase, parse_duration};
+use chrono::{DateTime, Utc};
+use kube::api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions};
+use kube::{Api, ResourceExt};
+use serde_json::json;
+
+use crate::context::{Context, now, to_chrono};
+
+/// A holder whose pod is gone is taken off the mapping after this long, unless a new pod of the
+/// identity has taken its place.
+const HOLDER_GRACE: Duration = Duration::from_secs(5);
+/// A mapping whose client does not exist is given up after this long: two looks, so that one
+/// stale list costs nobody a prefix.
+const ORPHAN_GRACE: Duration = Duration::from_secs(60);
+/// Cool-down of a mapping whose client can no longer be asked.
+const DEFAULT_COOL_DOWN: Duration = Duration::from_secs(180);
+
+/// What to do with one mapping.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Fate {
+    /// Nothing.
+    Leave,
+    /// Its holder's pod is gone: take the holder off.
+    ClearHolder,
+    /// Nobody has wanted it for long enough: give it up.
+    Retire(Duration),
+    /// It has cooled: delete it.
+    Delete,
+}
+
+/// When a mapping was first seen without its pod, or without its client.
+#[derive(Debug, Default)]
+pub struct Looks {
+    podless: BTreeMap<String, DateTime<Utc>>,
+    orphaned: BTreeMap<String, DateTime<Utc>>,
+}
+
+/// Decides about one mapping. `pods`: UIDs of all pods; `client`: its AeroClient, if it exists.
+pub fn fate(
+    mapping: &AcpMapping,
+    client: Option<&AeroClient>,
+    pods: &HashSet<String>,
+    looks: &mut Looks,
+    now: DateTime<Utc>,
+) -> Fate {
+    let name = mapping.name_any();
+    let status = mapping.status.clone().unwrap_or_default();
+    let live = mapping.spec.holder.as_ref().is_some_and(|h| pods.contains(&h.pod_uid));
+    if live {
+        looks.podless.remove(&name);
+    }
+    if status.phase == Some(Phase::Cooling) {
+        let over = status.free_at.as_ref().is_some_and(|t| to_chrono(t) <= now);
+        return if over && !live { Fate::Delete } else { Fate::Leave };
+    }
+    let since = |map: &mut BTreeMap<String, DateTime<Utc>>, grace: Duration| {
+        let first = *map.entry(name.clone()).or_insert(now);
+        (now - first).to_std().is_ok_and(|d| d >= grace)
+    };
+    if client.is_none() {
+        return if since(&mut looks.orphaned, ORPHAN_GRACE) && !live {
+            Fate::Retire(DEFAULT_COOL_DOWN)
+        } else {
+            Fate::Leave
+        };
+    }
+    looks.orphaned.remove(&name);
+    if mapping.spec.holder.is_some() && !live {
+        return if since(&mut looks.podless, HOLDER_GRACE) {
+            Fate::ClearHolder
+        } else {
+            Fate::Leave
+        };
+    }
+    if mapping.spec.holder.is_none()
+        && let (Some(released), Some(client)) = (status.released_at.as_ref(), client)
+    {
+        let keep = parse_duration(&client.spec.keep_for).unwrap_or(Duration::MAX);
+        let kept = (now - to_chrono(released)).to_std().unwrap_or_default();
+        if kept >= keep {
+            let cool = parse_duration(&client.spec.cool_down).unwrap_or(DEFAULT_COOL_DOWN);
+            return Fate::Retire(cool);
+        }
+    }
+    Fate::Leave
+}
+
+/// One pass over all mappings.
+pub async fn collect(ctx: &Context, looks: &mut Looks) {
+    let pods: HashSet<String> =
+        ctx.pods.state().iter().filter_map(|p| p.metadata.uid.clone()).collect();
+    let clients = ctx.clients.state();
+    let api: Api<AcpMapping> = Api::all(ctx.client.clone());
+    for mapping in ctx.mappings.state() {
+        let of = &mapping.spec.client_ref;
+        let client = clients.iter().find(|c| {
+            c.name_any() == of.name && c.namespace().as_deref() == Some(of.namespace.as_str())
+        });
+        let fate = fate(&mapping, client.map(AsRef::as_ref), &pods, looks, Utc::now());
+        let done = match fate {
+            Fate::Leave => Ok(()),
+            Fate::ClearHolder => clear_holder(&api, &mapping).await,
+            Fate::Retire(cool) => retire(ctx, &mapping, cool).await,
+            Fate::Delete => {
+                let preconditions = Preconditions {
+                    resource_version: mapping.resource_version(),
+                    uid: mapping.uid(),
+                };
+                let params = DeleteParams::default().preconditions(preconditions);
+                api.delete(&mapping.name_any(), &params).await.map(drop).map_err(Into::into)
+            }
+        };
+        if let Err(e) = done {
+            tracing::debug!(prefix = mapping.spec.prefix, "left for the next pass: {e:#}");
+        }
+    }
+    let names: HashSet<String> = ctx.mappings.state().iter().map(|m| m.name_any()).collect();
+    looks.podless.retain(|n, _| names.contains(n));
+    looks.orphaned.retain(|n, _| names.contains(n));
+}
+
+async fn clear_holder(api: &Api<AcpMapping>, mapping: &AcpMapping) -> anyhow::Result<()> {
+    let mut cleared = mapping.clone();
+    let pod = cleared.spec.holder.take().map(|h| h.pod_name).unwrap_or_default();
+    api.replace(&mapping.name_any(), &PostParams::default(), &cleared).await?;
+    let patch = json!({"status": {"phase": "Bound", "releasedAt": now()}});
+    api.patch_status(&mapping.name_any(), &PatchParams::default(), &Patch::Merge(patch)).await?;
+    tracing::info!(prefix = mapping.spec.prefix, pod, "the holder is gone; the prefix is kept");
+    Ok(())
+}
+
+/// Gives a prefix up: it cools, then it is free.
+pub async fn retire(ctx: &Context, mapping: &AcpMapping, cool: Duration) -> anyhow::Result<()> {
+    let api: Api<AcpMapping> = Api::all(ctx.client.clone());
+    let mut cleared = mapping.clone();
+    if cleared.spec.holder.take().is_some() {
+        api.replace(&mapping.name_any(), &PostParams::default(), &cleared).await?;
+    }
+    let free_at = Utc::now() + cool;
+    let patch = json!({"status": {
+        "phase": "Cooling",
+        "releasedAt": now(),
+        "freeAt": free_at.to_rfc3339_opts(chrono::SecondsFormat::Secs, true),
+    }});
+    api.patch_status(&mapping.name_any(), &PatchParams::default(), &Patch::Merge(patch)).await?;
+    tracing::info!(prefix = mapping.spec.prefix, %free_at, "given up; cools");
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn mapping(holder: Option<&str>, status: serde_json::Value) -> AcpMapping {
+        let holder = holder.map(|uid| json!({"podName": "p", "podUid": uid, "node": "n1"}));
+        serde_json::from_value(json!({
+            "apiVersion": "aerolink.dev/v1alpha1", "kind": "AcpMapping",
+            "metadata": {"name": "2001-db8-a-1-64"},
+            "spec": {"prefix": "2001:db8:a:1::/64", "linkRef": {"name": "default"},
+                "clientId": "x", "clientRef": {"namespace": "default", "name": "web"},
+                "identity": "web-0", "holder": holder, "epoch": 1},
+            "status": status,
+        }))
+        .unwrap()
+    }
+
+    fn client() -> AeroClient {
+        serde_json::from_value(json!({
+            "apiVersion": "aerolink.dev/v1alpha1", "kind": "AeroClient",
+            "metadata": {"name": "web", "namespace": "default"},
+            "spec": {"podSelector": {}, "keepFor": "1h", "coolDown": "90s"},
+        }))
+        .unwrap()
+    }
+
+    fn at(seconds: i64) -> DateTime<Utc> {
+        DateTime::from_timestamp(1_800_000_000 + seconds, 0).unwrap()
+    }
+
+    #[test]
+    fn a_holder_is_taken_off_only_after_a_grace_in_which_its_pod_stays_away() {
+        let (m, c) = (mapping(Some("u1"), json!({"phase": "Bound"})), client());
+        let (none, some) = (HashSet::new(), HashSet::from(["u1".to_string()]));
+        let mut looks = Looks::default();
+        assert_eq!(fate(&m, Some(&c), &none, &mut looks, at(0)), Fate::Leave);
+        assert_eq!(fate(&m, Some(&c), &some, &mut looks, at(4)), Fate::Leave);
+        assert_eq!(fate(&m, Some(&c), &none, &mut looks, at(6)), Fate::Leave, "counts anew");
+        assert_eq!(fate(&m, Some(&c), &none, &mut looks, at(11)), Fate::ClearHolder);
+    }
+
+    #[test]
+    fn a_prefix_without_a_pod_is_kept_for_its_time_and_then_cools_and_then_is_free() {
+        let c = client();
+        let none = HashSet::new();
+        let mut looks = Looks::default();
+        let kept = mapping(None, json!({"phase": "Bound", "releasedAt": at(0)}));
+        assert_eq!(fate(&kept, Some(&c), &none, &mut looks, at(3599)), Fate::Leave);
+        let retire = Fate::Retire(Duration::from_secs(90));
+        assert_eq!(fate(&kept, Some(&c), &none, &mut looks, at(3600)), retire);
+        let cooling = mapping(None, json!({"phase": "Cooling", "freeAt": at(3690)}));
+        assert_eq!(fate(&cooling, Some(&c), &none, &mut looks, at(3689)), Fate::Leave);
+        // The time is in the object: an operator that starts now decides the same.
+        assert_eq!(fate(&cooling, None, &none, &mut Looks::default(), at(3690)), Fate::Delete);
+    }
+
+    #[test]
+    fn a_mapping_without_a_client_is_given_up_after_two_looks_and_never_under_a_live_pod() {
+        let none = HashSet::new();
+        let m = mapping(None, json!({"phase": "Bound"}));
+        let mut looks = Looks::default();
+        assert_eq!(fate(&m, None, &none, &mut looks, at(0)), Fate::Leave);
+        assert_eq!(fate(&m, None, &none, &mut looks, at(59)), Fate::Leave);
+        assert_eq!(fate(&m, None, &none, &mut looks, at(60)), Fate::Retire(DEFAULT_COOL_DOWN));
+        let live = mapping(Some("u1"), json!({"phase": "Bound"}));
+        let some = HashSet::from(["u1".to_string()]);
+        let mut looks = Looks::default();
+        fate(&live, None, &some, &mut looks, at(0));
+        assert_eq!(fate(&live, None, &some, &mut looks, at(600)), Fate::Leave);
+    }
+}

@@ -1,0 +1,37 @@
+//! AeroRelay: known, not yet run.
+
+use aero_crds::{AeroRelay, condition, set_condition};
+use kube::api::{Patch, PatchParams};
+use kube::{Api, Resource, ResourceExt};
+use serde_json::json;
+
+use crate::context::{Context, key, now};
+
+/// Field manager of what this controller applies.
+const MANAGER: &str = "aero-operator-relay";
+
+/// Says that Relays are not run yet.
+///
+/// # Errors
+/// If the status cannot be written.
+pub async fn reconcile(ctx: &Context, wanted: &str) -> anyhow::Result<()> {
+    let relays = ctx.relays.state();
+    let Some(relay) = relays.iter().find(|r| key(&***r) == wanted) else { return Ok(()) };
+    let mut status = relay.status.clone().unwrap_or_default();
+    let generation = relay.metadata.generation;
+    status.observed_generation = generation;
+    let text = "this version runs no Relays; every client registers with every Server of its link";
+    let ready = condition("Ready", false, "NotYetSupported", text, generation, now());
+    set_condition(&mut status.conditions, ready);
+    if relay.status.as_ref() == Some(&status) {
+        return Ok(());
+    }
+    let api: Api<AeroRelay> =
+        Api::namespaced(ctx.client.clone(), &relay.namespace().unwrap_or_default());
+    let patch = json!({
+        "apiVersion": AeroRelay::api_version(&()), "kind": AeroRelay::kind(&()), "status": status,
+    });
+    let params = PatchParams::apply(MANAGER).force();
+    api.patch_status(&relay.name_any(), &params, &Patch::Apply(patch)).await?;
+    Ok(())
+}

@@ -1,0 +1,131 @@
+//! The objects that an AeroServer is made of.
+
+use aero_crds::{AeroServer, annotations};
+use kube::{Resource, ResourceExt};
+use serde_json::{Value, json};
+
+use crate::context::Settings;
+
+/// Port of a Server's health endpoints.
+pub const ADMIN_PORT: u16 = 9060;
+
+/// Name of the objects.
+pub fn name(server: &AeroServer) -> String {
+    format!("aero-server-{}", server.name_any())
+}
+
+fn labels(server: &AeroServer) -> Value {
+    json!({
+        "app.kubernetes.io/name": "aero-server",
+        "app.kubernetes.io/instance": server.name_any(),
+        "app.kubernetes.io/component": "server",
+        "app.kubernetes.io/part-of": "aero",
+        "app.kubernetes.io/managed-by": "aero-operator",
+        (annotations::SERVER_LABEL): server.name_any(),
+        (annotations::LINK_LABEL): server.spec.link_ref.name,
+        (annotations::COMPONENT_LABEL): annotations::COMPONENT_SERVER,
+    })
+}
+
+fn selector(server: &AeroServer) -> Value {
+    json!({(annotations::SERVER_LABEL): server.name_any()})
+}
+
+fn metadata(server: &AeroServer) -> Value {
+    json!({
+        "name": name(server),
+        "namespace": server.namespace(),
+        "labels": labels(server),
+        "ownerReferences": server.controller_owner_ref(&()).into_iter().collect::<Vec<_>>(),
+    })
+}
+
+/// The Deployment of the Servers: in the network of their nodes, one per node.
+pub fn deployment(server: &AeroServer, settings: &Settings, replicas: i32) -> Value {
+    let field = |name: &str, path: &str| json!({"name": name, "valueFrom": {"fieldRef": {"fieldPath": path}}});
+    let probe =
+        |path: &str| json!({"httpGet": {"path": path, "port": ADMIN_PORT}, "periodSeconds": 1});
+    json!({
+        "apiVersion": "apps/v1", "kind": "Deployment",
+        "metadata": metadata(server),
+        "spec": {
+            "replicas": replicas,
+            "selector": {"matchLabels": selector(server)},
+            // One per node and all nodes may be taken: an old one must go before a new one comes.
+            "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 0, "maxUnavailable": 1}},
+            "template": {
+                "metadata": {"labels": labels(server)},
+                "spec": {
+                    "serviceAccountName": settings.server_service_account,
+                    "hostNetwork": true,
+                    "dnsPolicy": "ClusterFirstWithHostNet",
+                    "priorityClassName": "system-cluster-critical",
+                    "nodeSelector": server.spec.node_selector,
+                    "terminationGracePeriodSeconds": 15,
+                    // A node without a working network must still be able to run a Server, or
+                    // networks that wait for each other would never start; a dead node's Server
+                    // is replaced soon.
+                    "tolerations": [
+                        {"key": "node-role.kubernetes.io/control-plane", "operator": "Exists"},
+                        {"key": "node.kubernetes.io/not-ready", "operator": "Exists", "effect": "NoSchedule"},
+                        {"key": "node.kubernetes.io/not-ready", "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 10},
+                        {"key": "node.kubernetes.io/unreachable", "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 10},
+                    ],
+                    "affinity": {"podAntiAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": [{
+                        "topologyKey": "kubernetes.io/hostname",
+                        "labelSelector": {"matchLabels": selector(server)},
+                    }]}},
+                    "securityContext": {"runAsNonRoot": true, "runAsUser": 65532, "runAsGroup": 65532, "seccompProfile": {"type": "RuntimeDefault"}},
+                    "containers": [{
+                        "name": "server",
+                        "image": settings.node_agent_image,
+                        "imagePullPolicy": settings.pull_policy,
+                        "args": ["server"],
+                        "env": [
+                            field("POD_NAME", "metadata.name"),
+                            field("HOST_IPS", "status.hostIPs"),
+                            {"name": "AERO_LINK", "value": server.spec.link_ref.name},
+                            {"name": "AERO_PORT", "value": server.spec.port.to_string()},
+                            {"name": "AERO_ADMIN", "value": format!("[::]:{ADMIN_PORT}")},
+                        ],
+                        "ports": [
+                            {"name": "aero", "containerPort": server.spec.port, "protocol": "UDP"},
+                            {"name": "admin", "containerPort": ADMIN_PORT, "protocol": "TCP"},
+                        ],
+                        "readinessProbe": probe("/readyz"),
+                        "livenessProbe": {"httpGet": {"path": "/healthz", "port": ADMIN_PORT}, "periodSeconds": 10, "failureThreshold": 6},
+                        "resources": {"requests": {"cpu": "20m", "memory": "32Mi"}},
+                        "securityContext": {
+                            "allowPrivilegeEscalation": false,
+                            "readOnlyRootFilesystem": true,
+                            "capabilities": {"drop": ["ALL"]},
+                        },
+                    }],
+                },
+            },
+        },
+    })
+}
+
+/// The headless Service whose EndpointSlices tell agents where the Servers are.
+pub fn service(server: &AeroServer) -> Value {
+    json!({
+        "apiVersion": "v1", "kind": "Service",
+        "metadata": metadata(server),
+        "spec": {
+            "clusterIP": "None",
+            "ipFamilyPolicy": "PreferDualStack",
+            "selector": selector(server),
+            "ports": [{"name": "aero", "port": server.spec.port, "protocol": "UDP"}],
+        },
+    })
+}
+
+/// Lets a drain take one Server at a time.
+pub fn disruption_budget(server: &AeroServer) -> Value {
+    json!({
+        "apiVersion": "policy/v1", "kind": "PodDisruptionBudget",
+        "metadata": metadata(server),
+        "spec": {"maxUnavailable": 1, "selector": {"matchLabels": selector(server)}},
+    })
+}
