@@ -139,7 +139,7 @@ pub fn plan(seen: &Observed<'_>) -> Plan {
     for (identity, pod) in assigned {
         let present = own.remove(&identity).unwrap_or_default();
         let want = Want { seen, link, asked: &asked, key: &key, identity: &identity, pod };
-        want.plan(present, &mut taken, &mut plan);
+        want.plan(&present, &mut taken, &mut plan);
     }
     keep_identities(&mut plan, &own);
     for (pod, other) in &seen.taken_pods {
@@ -164,7 +164,7 @@ struct Want<'a> {
 }
 
 impl Want<'_> {
-    fn plan(&self, present: Vec<AcpMapping>, taken: &mut BTreeSet<IpNet>, plan: &mut Plan) {
+    fn plan(&self, present: &[AcpMapping], taken: &mut BTreeSet<IpNet>, plan: &mut Plan) {
         let mut kept: Vec<AcpMapping> = Vec::new();
         let asked = identity::ordinal(self.identity).and_then(|n| self.asked.get(n)).copied();
         let mut refusal = None;

@@ -1,0 +1,28 @@
+//! The TUN device: the AERO interface of the node.
+
+use std::io;
+
+use tun::AbstractDevice;
+
+/// Opens the device, making it if it is not there. It stays when the process ends, so that the
+/// routes to it outlive a restart; [`remove`] takes it away.
+///
+/// The device is left down: the caller decides about IPv6 address generation first.
+///
+/// # Errors
+/// If the device cannot be made (no /dev/net/tun, no CAP_NET_ADMIN, the name is taken).
+pub fn open(name: &str, mtu: u16) -> io::Result<tun::AsyncDevice> {
+    let mut config = tun::Configuration::default();
+    config.tun_name(name).mtu(mtu);
+    let mut device = tun::create(&config).map_err(io::Error::other)?;
+    device.persist().map_err(io::Error::other)?;
+    tun::AsyncDevice::new(device)
+}
+
+/// Brings the device up.
+///
+/// # Errors
+/// If the kernel refuses.
+pub fn up(device: &mut tun::AsyncDevice) -> io::Result<()> {
+    device.enabled(true).map_err(io::Error::other)
+}
