@@ -1,6 +1,8 @@
 //! AeroClient: who gets prefixes.
 
+use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, LabelSelector, Time};
+use kube::core::{Selector, SelectorExt};
 use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -92,6 +94,16 @@ impl AeroClientSpec {
 
     fn default_cool_down() -> String {
         "180s".into()
+    }
+}
+
+impl AeroClient {
+    /// Whether it selects a pod, which must be of its own namespace.
+    pub fn selects(&self, pod: &Pod) -> bool {
+        let Some(selector) = self.spec.pod_selector.clone() else { return false };
+        let Ok(selector) = Selector::try_from(selector) else { return false };
+        let same_namespace = self.metadata.namespace == pod.metadata.namespace;
+        same_namespace && selector.matches(&pod.metadata.labels.clone().unwrap_or_default())
     }
 }
 

@@ -13,8 +13,6 @@
 //! code.
 
 #![forbid(unsafe_code)]
-// KubeSchema expands to a copy of each type inside a function, which this lint takes for the type.
-#![allow(unreachable_pub)]
 // One printcolumn(...) after another looks to this lint like one attribute given twice.
 #![allow(clippy::duplicated_attributes)]
 

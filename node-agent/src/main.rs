@@ -1,2 +1,37 @@
-//! Placeholder until the first commit of this crate.
-fn main() {}
+//! `aero-node-agent`.
+
+#![forbid(unsafe_code)]
+
+use aero_node_agent::{agent, server};
+use aero_telemetry::logs;
+use clap::{Parser, Subcommand};
+
+/// The AERO node agent. Runs as a DaemonSet (`agent`): attaches the pods of its node that an
+/// AeroClient selects, and carries their packets to wherever their correspondents run. Runs as
+/// the Servers of an AeroServer (`server`): leases prefixes and forwards between nodes.
+#[derive(Debug, Parser)]
+#[command(version)]
+struct Args {
+    #[command(subcommand)]
+    role: Role,
+    #[command(flatten)]
+    logs: logs::LogArgs,
+}
+
+#[derive(Debug, Subcommand)]
+enum Role {
+    /// Serve the pods of this node.
+    Agent(agent::AgentArgs),
+    /// Serve the nodes of a link.
+    Server(server::ServerArgs),
+}
+
+#[tokio::main]
+async fn main() -> anyhow::Result<()> {
+    let args = Args::parse();
+    logs::init(&args.logs)?;
+    match args.role {
+        Role::Agent(args) => agent::run(args).await,
+        Role::Server(args) => server::run(args).await,
+    }
+}

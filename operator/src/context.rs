@@ -197,7 +197,7 @@ impl Context {
         for client in self.clients.state() {
             let same = client.namespace() == namespace;
             let name = client.name_any();
-            if same && (annotated == Some(&name) || crate::client::selects(&client, pod)) {
+            if same && (annotated == Some(&name) || client.selects(pod)) {
                 self.client_queue.mark(key(&*client));
             }
         }

@@ -283,3 +283,23 @@ fn a_packet_from_anybody_but_a_server_is_dropped_by_a_client() {
     let dropped = |e: &Event| matches!(e, Event::Dropped { .. });
     assert!(link.node(node_address(21)).events.iter().any(dropped));
 }
+
+#[test]
+fn when_all_servers_are_replaced_a_client_is_served_all_the_time() {
+    let mut link = one_of_each();
+    let node = node_address(21);
+    link.attach(node, 1, 1);
+    link.run(SECOND * 3);
+    let new = link.add_server(12);
+    link.map(1, 1, node);
+    let now = link.now;
+    link.node(node).engine.add_server(new, now);
+    link.node(node).engine.remove_server(server_address(11), now);
+    link.drain(node);
+    for _ in 0..500 {
+        link.run(SECOND / 10);
+        assert!(link.node(node).engine.standing(&duid(1)).unwrap().served);
+    }
+    assert_eq!(link.node(node).engine.standing(&duid(1)).unwrap().bound, [new]);
+    assert_eq!(link.node(node).engine.default_server(), Some(new));
+}

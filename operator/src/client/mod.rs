@@ -9,15 +9,6 @@ pub use shell::reconcile;
 
 use aero_crds::AeroClient;
 use k8s_openapi::api::core::v1::Pod;
-use kube::core::{Selector, SelectorExt};
-
-/// Whether a client selects a pod of its own namespace.
-pub fn selects(client: &AeroClient, pod: &Pod) -> bool {
-    let Some(selector) = client.spec.pod_selector.clone() else { return false };
-    let Ok(selector) = Selector::try_from(selector) else { return false };
-    let same_namespace = client.metadata.namespace == pod.metadata.namespace;
-    same_namespace && selector.matches(&pod.metadata.labels.clone().unwrap_or_default())
-}
 
 /// Of all clients that select a pod, the one that has it: the oldest, by name if of one age.
 pub fn owner<'a>(clients: &'a [std::sync::Arc<AeroClient>], pod: &Pod) -> Option<&'a AeroClient> {
@@ -28,7 +19,7 @@ pub fn owner<'a>(clients: &'a [std::sync::Arc<AeroClient>], pod: &Pod) -> Option
     clients
         .iter()
         .map(AsRef::as_ref)
-        .filter(|c| c.metadata.deletion_timestamp.is_none() && selects(c, pod))
+        .filter(|c| c.metadata.deletion_timestamp.is_none() && c.selects(pod))
         .min_by_key(|c| age(c))
 }
 

@@ -14,7 +14,7 @@ use serde_json::json;
 
 use super::identity::PodView;
 use super::plan::{LinkView, Observed, Plan, Told, Write, plan};
-use super::{owner, selects, status};
+use super::{owner, status};
 use crate::allocation::effective_pools;
 use crate::context::{Context, now};
 use crate::mapping::retire;
@@ -75,7 +75,7 @@ fn pods_of(
     client: &AeroClient,
 ) -> (Vec<PodView>, Vec<(String, String)>) {
     let (mut pods, mut taken) = (Vec::new(), Vec::new());
-    for pod in ctx.pods.state_filter(|p| selects(client, p)) {
+    for pod in ctx.pods.state_filter(|p| client.selects(p)) {
         let Some(view) = PodView::of(&pod) else { continue };
         match owner(clients, &pod) {
             Some(o) if o.metadata.uid == client.metadata.uid => pods.push(view),
@@ -234,7 +234,7 @@ async fn strip_unselected(ctx: &Context, client: &AeroClient) -> anyhow::Result<
     let stale = ctx.pods.state_filter(|p| {
         p.metadata.namespace == client.metadata.namespace
             && p.annotations().get(annotations::CLIENT) == Some(&name)
-            && !selects(client, p)
+            && !client.selects(p)
     });
     for pod in stale {
         if let Some(uid) = pod.metadata.uid.clone() {

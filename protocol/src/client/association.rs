@@ -41,7 +41,7 @@ pub(super) enum Phase {
 #[derive(Debug, Clone)]
 pub(super) struct Lease {
     t2: Instant,
-    valid: Instant,
+    pub(super) valid: Instant,
 }
 
 /// The association of one Client with one Server.
@@ -245,6 +245,8 @@ impl Node {
             state.address = Some(source);
         }
         let granted = lease_of(message);
+        // A Server that refuses has the table's word; without any lease left nothing is served.
+        let refused = granted.is_err() && a.phase != Phase::Releasing;
         match (a.phase, message.kind) {
             (Phase::Soliciting, Kind::Advertise) => match granted {
                 Ok(_) => {
@@ -283,7 +285,9 @@ impl Node {
             _ => return Err(WireError::BadValue),
         }
         self.server_lives(from, now);
-        self.check_lease(&id, now);
+        if refused {
+            self.check_lease(&id, now);
+        }
         Ok(())
     }
 

@@ -17,6 +17,7 @@ use rand::SeedableRng;
 use rand::rngs::StdRng;
 
 use association::{Association, Phase};
+pub use servers::Liveness;
 use servers::ServerState;
 
 use crate::Output;
@@ -133,6 +134,7 @@ pub struct Standing {
 enum Timer {
     Association(Duid, LinkLayerAddress),
     Probe(LinkLayerAddress),
+    LastLease(Duid),
 }
 
 #[derive(Debug)]
@@ -272,6 +274,7 @@ impl Node {
             match timer {
                 Timer::Association(id, server) => self.association_due(&id, server, now),
                 Timer::Probe(server) => self.probe_due(server, now),
+                Timer::LastLease(id) => self.check_lease(&id, now),
             }
         }
     }

@@ -13,6 +13,17 @@ use crate::timers::{MAX_RETRY, RETRANS_TIMER};
 use crate::wire::WireError;
 use crate::wire::nd::{Nd, NdMessage, NdOption};
 
+/// How a Server stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Liveness {
+    /// It has not answered yet, or nothing was asked.
+    Untried,
+    /// It answers.
+    Answers,
+    /// It has stopped answering.
+    Silent,
+}
+
 /// A Server as this node knows it.
 #[derive(Debug, Default)]
 pub(super) struct ServerState {
@@ -51,7 +62,8 @@ impl Node {
         }
     }
 
-    /// A Server that is gone or about to go. Leases there are forgotten, not released.
+    /// A Server that is gone or about to go. Leases there are forgotten, not released; a Client
+    /// whose last lease was there is served until that would have ended.
     pub fn remove_server(&mut self, server: LinkLayerAddress, now: Instant) {
         if self.servers.remove(&server).is_none() {
             return;
@@ -60,21 +72,28 @@ impl Node {
         let ids: Vec<Duid> = self.clients.keys().cloned().collect();
         for id in &ids {
             self.timers.cancel(&Timer::Association(id.clone(), server));
-            if let Some(client) = self.clients.get_mut(id) {
-                client.associations.remove(&server);
+            let association = self.clients.get_mut(id).and_then(|c| c.associations.remove(&server));
+            if let Some(end) = association.and_then(|a| a.lease).map(|l| l.valid) {
+                self.timers.set(Timer::LastLease(id.clone()), end);
             }
         }
         self.choose_default(now);
         self.change(Change::RemovePeer(server));
         for id in &ids {
-            self.check_lease(id, now);
             self.reap(id);
         }
     }
 
-    /// All Servers, and whether each answers.
-    pub fn servers(&self) -> impl Iterator<Item = (LinkLayerAddress, bool)> {
-        self.servers.iter().map(|(l2, s)| (*l2, s.up_since.is_some()))
+    /// All Servers, and how each stands.
+    pub fn servers(&self) -> impl Iterator<Item = (LinkLayerAddress, Liveness)> {
+        self.servers.iter().map(|(l2, s)| {
+            let liveness = match (s.up_since, s.failed) {
+                (Some(_), _) => Liveness::Answers,
+                (None, true) => Liveness::Silent,
+                (None, false) => Liveness::Untried,
+            };
+            (*l2, liveness)
+        })
     }
 
     /// A sign of life from a Server.
@@ -195,6 +214,16 @@ impl Node {
                 .min_by_key(|(l2, s)| (!settled(s), weight(&node, **l2)))
                 .map(|(l2, s)| (*l2, settled(s)));
             self.default = chosen.map(|(l2, _)| l2);
+        }
+        self.route_asps();
+    }
+
+    /// Adds service prefixes of the link.
+    pub fn add_asps(&mut self, asps: &[ipnet::IpNet]) {
+        for asp in asps {
+            if !self.config.asps.contains(asp) {
+                self.config.asps.push(*asp);
+            }
         }
         self.route_asps();
     }

@@ -219,6 +219,16 @@ impl Server {
         }
     }
 
+    /// Removes all rows but those of `prefixes`: the end of a list that replaces the table.
+    pub fn retain_mappings(&mut self, prefixes: &[IpNet], now: Instant) {
+        let keep: BTreeSet<IpNet> = prefixes.iter().map(IpNet::trunc).collect();
+        let gone: Vec<IpNet> =
+            self.mappings.keys().filter(|p| !keep.contains(p)).copied().collect();
+        for prefix in gone {
+            self.remove_mapping(prefix, now);
+        }
+    }
+
     /// A control packet that came from `from`.
     pub fn handle_packet(&mut self, from: LinkLayerAddress, packet: &[u8], now: Instant) {
         if let Err(why) = self.try_packet(from, packet, now) {
