@@ -10,6 +10,9 @@ use aero_telemetry::admin::{self, Readiness};
 use aero_telemetry::{logs, shutdown};
 use anyhow::Context as _;
 use clap::Parser;
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
+use kube::Api;
+use kube::api::{Patch, PatchParams};
 use kube_lease_manager::LeaseManagerBuilder;
 use prometheus_client::registry::Registry;
 
@@ -42,6 +45,9 @@ struct Args {
     /// Name of the Lease.
     #[arg(long, default_value = "aero-operator")]
     lease: String,
+    /// Apply this version's CRDs when starting to lead: Helm installs CRDs but never upgrades them.
+    #[arg(long, env = "AERO_MANAGE_CRDS", default_value_t = false, action = clap::ArgAction::Set)]
+    manage_crds: bool,
     #[command(flatten)]
     logs: logs::LogArgs,
 }
@@ -59,7 +65,7 @@ async fn main() -> anyhow::Result<()> {
         args.admin,
         readiness.clone(),
         registry,
-        axum_routes(),
+        axum::Router::new(),
         token.clone(),
     ));
     let client = kube::Client::try_default().await.context("there is no way to an API server")?;
@@ -98,6 +104,9 @@ async fn main() -> anyhow::Result<()> {
         // has written.
         tokio::select! {
             outcome = async {
+                if args.manage_crds {
+                    apply_crds(&client).await?;
+                }
                 let ctx = Context::start(client, settings).await?;
                 run::all(ctx, metrics).await;
                 anyhow::Ok(())
@@ -113,8 +122,17 @@ async fn main() -> anyhow::Result<()> {
     Ok(())
 }
 
-fn axum_routes() -> axum::Router {
-    axum::Router::new()
+/// Brings the CRDs to this version.
+async fn apply_crds(client: &kube::Client) -> anyhow::Result<()> {
+    let api: Api<CustomResourceDefinition> = Api::all(client.clone());
+    for crd in aero_crds::all() {
+        let name = crd.metadata.name.clone().unwrap_or_default();
+        let params = PatchParams::apply("aero-operator-crds").force();
+        api.patch(&name, &params, &Patch::Apply(&crd))
+            .await
+            .with_context(|| format!("the CRD {name} cannot be applied"))?;
+    }
+    Ok(())
 }
 
 async fn lost(leads: &mut tokio::sync::watch::Receiver<bool>) {
