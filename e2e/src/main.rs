@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use aero_e2e::lab::{self, Lab, Options, Progress, Underlay};
+use aero_e2e::scenario::demo::{self, DemoArgs};
 use anyhow::bail;
 use clap::{Parser, Subcommand};
 
@@ -28,6 +29,8 @@ enum Verb {
         #[command(subcommand)]
         command: LabVerb,
     },
+    /// Show it: a cluster, AERO, two servers whose prefixes stay while everything moves them.
+    Demo(DemoArgs),
     /// Build the programs of the lab (Kubernetes, etcd, containerd, helm, CNI plugins), or say
     /// that they are cached.
     Programs,
@@ -138,6 +141,7 @@ fn run(verb: Verb) -> anyhow::Result<ExitCode> {
         }
         Verb::Node { lab, node } => lab::node::init(&lab, &node)?,
         Verb::Forward { listen, netns, to } => lab::forward::run(&listen, &netns, &to)?,
+        Verb::Demo(args) => demo::run(&args)?,
         Verb::Programs => drop(lab::programs::ensure(&progress)?),
         Verb::Images => {
             for archive in lab::images::product_with(&progress)? {

@@ -119,7 +119,8 @@ fn ask(every: Duration, targets: &[String]) -> std::io::Result<()> {
                 let mut fields = text.split(' ');
                 let number = |f: Option<&str>| f.and_then(|f| f.parse::<u64>().ok());
                 let (n, sent) = (number(fields.next()), number(fields.next()));
-                let line = json!({"t": name, "n": n, "sent": sent, "got": received, "by": fields.next()});
+                let line =
+                    json!({"t": name, "n": n, "sent": sent, "got": received, "by": fields.next()});
                 let mut out = out.lock().unwrap_or_else(PoisonError::into_inner);
                 let _ = writeln!(out, "{line}");
                 let _ = out.flush();
