@@ -179,3 +179,28 @@ fn random_moves_under_random_loss_end_with_the_last_holder_and_no_other() {
         }
     }
 }
+
+#[test]
+fn what_a_former_node_sends_on_follows_its_default_server() {
+    // Seen in the lab: after a move away the Server that the former node sent on to was drained,
+    // and for FORWARD_TIME its own pods did not reach the prefix that had left.
+    let mut link = cluster();
+    link.map(3, 1, node_address(21));
+    link.attach(node_address(21), 3, 1);
+    link.run(SECOND);
+    link.detach(node_address(21), 1);
+    link.map(1, 2, node_address(22));
+    link.attach(node_address(22), 1, 2);
+    link.run(SECOND);
+    assert_eq!(link.user_packet(node_address(21), 3, 1), Ok(node_address(22)));
+    let default = link.node(node_address(21)).engine.default_server().unwrap();
+    let now = link.now;
+    link.dead.push(default);
+    for n in [21, 22, 23] {
+        link.node(node_address(n)).engine.remove_server(default, now);
+        link.drain(node_address(n));
+    }
+    assert_eq!(link.user_packet(node_address(21), 3, 1), Ok(node_address(22)));
+    link.run(SECOND * 31);
+    assert_eq!(link.user_packet(node_address(21), 3, 1), Ok(node_address(22)));
+}

@@ -79,6 +79,9 @@ pub(super) fn kill(lab: &Lab, node: &str) -> anyhow::Result<()> {
     if cgroup::kill_members(&lab.scoped(node))? == 0 {
         bail!("node {node} is off already");
     }
+    // Nothing of a kernel outlives its power; a kubelet that finds old groups looks for the
+    // containers that were in them.
+    cgroup::remove_all(&lab.scoped(node))?;
     let _ = std::fs::remove_file(lab.node_dir(node).join("pid"));
     Ok(())
 }

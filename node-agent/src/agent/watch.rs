@@ -1,6 +1,6 @@
 //! What the agent watches: the pods of its node, the AeroClients, the Servers of its link.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -142,32 +142,32 @@ impl Watches {
     }
 }
 
-/// The addresses of Servers that serve, one for each: of the first family that this node has.
-/// `families`: for each family of the node in its order, whether it is IPv6.
+/// The addresses of Servers that serve, one for each, all of one family: the first of this node
+/// that any Server has. `families`: for each family of the node in its order, whether it is IPv6.
+///
+/// The slices of the two families change one after the other, so a Server that goes is for a
+/// moment in one of them only; it must not be taken for a Server of that family.
 fn servers_of(slices: &[Arc<EndpointSlice>], families: &[bool]) -> BTreeSet<LinkLayerAddress> {
-    let mut by_pod: BTreeMap<String, Vec<LinkLayerAddress>> = BTreeMap::new();
+    let mut serving = BTreeSet::new();
+    let mut any = BTreeSet::new();
     for slice in slices {
         let port = slice.ports.iter().flatten().find_map(|p| p.port);
         let Some(port) = port.and_then(|p| u16::try_from(p).ok()) else { continue };
         for endpoint in &slice.endpoints {
-            let conditions = endpoint.conditions.as_ref();
-            let ready = conditions
+            let ready = endpoint
+                .conditions
+                .as_ref()
                 .is_none_or(|c| c.ready.unwrap_or(true) && !c.terminating.unwrap_or(false));
-            if !ready {
-                continue;
+            for ip in endpoint.addresses.iter().filter_map(|a| a.parse::<IpAddr>().ok()) {
+                any.insert(ip.is_ipv6());
+                if ready {
+                    serving.insert(LinkLayerAddress::new(ip, port));
+                }
             }
-            let addresses = endpoint.addresses.iter().filter_map(|a| a.parse::<IpAddr>().ok());
-            let addresses: Vec<_> = addresses.map(|ip| LinkLayerAddress::new(ip, port)).collect();
-            let pod = endpoint.target_ref.as_ref().and_then(|t| t.uid.clone());
-            let pod = pod.unwrap_or_else(|| format!("{}/{addresses:?}", slice.name_any()));
-            by_pod.entry(pod).or_default().extend(addresses);
         }
     }
-    let preferred = |all: &Vec<LinkLayerAddress>| {
-        let of = |v6: &bool| all.iter().find(|l2| l2.ip.is_ipv6() == *v6).copied();
-        families.iter().find_map(of)
-    };
-    by_pod.values().filter_map(preferred).collect()
+    let family = families.iter().find(|v6| any.contains(v6));
+    serving.into_iter().filter(|l2| Some(&l2.ip.is_ipv6()) == family).collect()
 }
 
 #[cfg(test)]
@@ -187,18 +187,24 @@ mod tests {
     }
 
     #[test]
-    fn each_server_is_taken_once_at_an_address_of_a_family_that_the_node_has() {
+    fn servers_are_taken_at_the_first_family_that_the_node_shares_with_any_of_them() {
         let slices = [
             slice("IPv4", "192.0.2.11", "a", true),
             slice("IPv6", "2001:db8:77::11", "a", true),
             slice("IPv4", "192.0.2.12", "b", false),
             slice("IPv6", "2001:db8:77::13", "c", true),
         ];
-        let text = |families: &[bool]| {
-            servers_of(&slices, families).iter().map(ToString::to_string).collect::<Vec<_>>()
+        let text = |slices: &[Arc<EndpointSlice>], families: &[bool]| {
+            servers_of(slices, families).iter().map(ToString::to_string).collect::<Vec<_>>()
         };
-        assert_eq!(text(&[false]), ["192.0.2.11:8060"]);
-        assert_eq!(text(&[true, false]), ["[2001:db8:77::11]:8060", "[2001:db8:77::13]:8060"]);
-        assert_eq!(text(&[false, true]), ["192.0.2.11:8060", "[2001:db8:77::13]:8060"]);
+        assert_eq!(text(&slices, &[false]), ["192.0.2.11:8060"]);
+        assert_eq!(
+            text(&slices, &[true, false]),
+            ["[2001:db8:77::11]:8060", "[2001:db8:77::13]:8060"]
+        );
+        // c has left the one slice already: it is not a Server of the other family.
+        assert_eq!(text(&slices, &[false, true]), ["192.0.2.11:8060"]);
+        assert_eq!(text(&slices[1..2], &[false, true]), ["[2001:db8:77::11]:8060"]);
+        assert!(text(&slices[2..3], &[false]).is_empty());
     }
 }

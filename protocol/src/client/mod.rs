@@ -155,6 +155,8 @@ pub struct Node {
     servers: BTreeMap<LinkLayerAddress, ServerState>,
     default: Option<LinkLayerAddress>,
     routed: Vec<IpNet>,
+    /// Prefixes that left this node, and until when what comes for them is sent on.
+    departed: BTreeMap<IpNet, Instant>,
     timers: Timers<Timer>,
     rng: StdRng,
     outputs: VecDeque<Output<Event>>,
@@ -170,6 +172,7 @@ impl Node {
             servers: BTreeMap::new(),
             default: None,
             routed: Vec::new(),
+            departed: BTreeMap::new(),
             timers: Timers::default(),
             rng,
             outputs: VecDeque::new(),
@@ -192,10 +195,6 @@ impl Node {
         let id = spec.client.clone();
         let old = self.clients.remove(&id);
         let (prefixes, served) = old.map_or((Vec::new(), false), |c| (c.prefixes, c.served));
-        for prefix in prefixes.iter().filter(|_| !served) {
-            // Takes back a "forward what still comes" route of an earlier departure.
-            self.change(Change::RemoveRoute { prefix: *prefix });
-        }
         let client = Client {
             spec,
             prefixes,
@@ -372,6 +371,7 @@ impl Node {
             self.change(Change::RemoveRoute { prefix });
         }
         for prefix in prefixes {
+            self.departed.remove(prefix);
             let route = Route { to: NextHop::Local, transit: false, until: None };
             self.change(Change::SetRoute { prefix: *prefix, route });
         }
@@ -386,15 +386,26 @@ impl Node {
         client.served = false;
         let prefixes = client.prefixes.clone();
         for prefix in prefixes {
-            match self.default {
-                Some(server) => {
-                    let to = NextHop::Neighbor(server);
-                    let route = Route { to, transit: true, until: Some(now + FORWARD_TIME) };
-                    self.change(Change::SetRoute { prefix, route });
-                }
-                None => self.change(Change::RemoveRoute { prefix }),
-            }
+            self.departed.insert(prefix, now + FORWARD_TIME);
+            self.route_departed(prefix, now);
         }
+    }
+
+    /// Sends on to the present default Server what still comes for a prefix that left.
+    fn route_departed(&mut self, prefix: IpNet, now: Instant) {
+        let until = self.departed.get(&prefix).copied().filter(|t| *t > now);
+        let change = match (self.default, until) {
+            (Some(server), Some(until)) => {
+                let to = NextHop::Neighbor(server);
+                let route = Route { to, transit: true, until: Some(until) };
+                Change::SetRoute { prefix, route }
+            }
+            _ => Change::RemoveRoute { prefix },
+        };
+        if until.is_none() {
+            self.departed.remove(&prefix);
+        }
+        self.change(change);
     }
 
     /// Mutes a Client whose last lease is gone.

@@ -214,6 +214,10 @@ impl Node {
                 .min_by_key(|(l2, s)| (!settled(s), weight(&node, **l2)))
                 .map(|(l2, s)| (*l2, settled(s)));
             self.default = chosen.map(|(l2, _)| l2);
+            let departed: Vec<_> = self.departed.keys().copied().collect();
+            for prefix in departed {
+                self.route_departed(prefix, now);
+            }
         }
         self.route_asps();
     }
