@@ -3,7 +3,7 @@
 use std::net::TcpListener;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, bail};
+use anyhow::bail;
 
 use super::{Lab, cgroup, pki, process};
 
@@ -130,7 +130,7 @@ fn forward(lab: &Lab) -> anyhow::Result<()> {
         target,
     ];
     let args: Vec<String> = args.iter().map(ToString::to_string).collect();
-    let own = std::env::current_exe().context("this program has no path")?;
+    let own = process::helper()?;
     process::spawn(None, &lab.scoped("cp/rest"), &lab.log("forward"), &own, &args)?;
     pki::kubeconfig(lab, "admin", &format!("https://127.0.0.1:{port}"), &lab.kubeconfig())
 }

@@ -40,7 +40,7 @@ pub(super) fn boot(lab: &Lab, node: &str) -> anyhow::Result<()> {
     for group in ["", "/system", "/kubepods"] {
         cgroup::make(&lab.scoped(&format!("{node}{group}")))?;
     }
-    let own = std::env::current_exe()?;
+    let own = process::helper()?;
     let args = ["node", "--lab", &lab.options.name, "--node", node].map(String::from);
     let group = lab.scoped(&format!("{node}/system"));
     let netns = lab.scoped(node);

@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::os::unix::process::CommandExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
 use anyhow::{Context, bail};
@@ -48,7 +48,7 @@ pub fn spawn(
     args: &[String],
 ) -> anyhow::Result<u32> {
     let out = File::options().create(true).append(true).open(log)?;
-    let mut command = Command::new(std::env::current_exe()?);
+    let mut command = Command::new(helper()?);
     command.arg("start").args(["--cgroup", group]);
     if let Some(netns) = netns {
         command.args(["--netns", netns]);
@@ -62,6 +62,21 @@ pub fn spawn(
         .spawn()
         .with_context(|| format!("{} cannot be started", program.display()))?;
     Ok(child.id())
+}
+
+/// The program `e2e`, which starts others: this one, or where this is a test, its neighbour.
+///
+/// # Errors
+/// If it is not built.
+pub fn helper() -> anyhow::Result<PathBuf> {
+    let own = std::env::current_exe()?;
+    if own.file_name().is_some_and(|n| n == "e2e") {
+        return Ok(own);
+    }
+    let beside = own.parent().and_then(Path::parent).map(|dir| dir.join("e2e"));
+    beside
+        .filter(|p| p.exists())
+        .context("the program `e2e` is not built (cargo build -p aero-e2e)")
 }
 
 /// The other half of [`spawn`], in the new process: enters, then becomes the program.

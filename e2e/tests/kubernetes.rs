@@ -1,0 +1,64 @@
+//! The product on a real Kubernetes.
+//!
+//! One lab of three nodes for most tests, made by the first that needs it and taken away at the
+//! end; they run in the order of the list, one at a time. With `AERO_E2E_KUBECONFIG` set, those
+//! that need no lab run against that cluster, where AERO has to be installed.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+
+mod cases;
+
+use std::path::PathBuf;
+
+use cases::{Context, api, cni, lab, moves, underlay};
+use libtest_mimic::{Arguments, Failed, Trial};
+
+type Case = fn(&Context) -> anyhow::Result<()>;
+
+/// Tests that need the lab, in order: what disturbs most comes last.
+const LAB: &[(&str, Case)] = &[
+    ("the_lab_leaves_nothing_behind_even_when_it_was_killed_half_way", lab::leaves_nothing),
+    ("the_default_install_serves_within_a_minute", lab::installs),
+    ("two_servers_give_the_same_prefix", moves::two_servers_agree),
+    ("a_pod_that_is_not_enrolled_keeps_its_primary_network_untouched", moves::not_enrolled),
+    ("bad_input_to_the_plugin_gets_the_specifications_error_codes", cni::error_codes),
+    ("cnitool_drives_the_plugin_as_a_sole_delegate", cni::cnitool),
+    ("a_drained_pod_keeps_its_prefix_and_is_reached_within_a_second_of_ready", moves::drains),
+    ("an_agent_that_is_replaced_recovers_its_attachments", moves::agent_replaced),
+    ("without_an_api_server_traffic_goes_on_and_the_plugin_says_what_is_wrong", cni::no_api),
+    ("a_pod_of_a_node_that_lost_power_keeps_its_prefix_on_another", moves::power_off),
+    ("at_no_time_did_two_pods_hold_one_prefix", moves::never_two_holders),
+    ("an_uninstall_leaves_nothing_on_any_node_and_keeps_what_is_the_users", lab::uninstall),
+    ("on_an_ipv4_underlay_a_moved_pod_keeps_its_prefix_and_is_reached", underlay::ipv4),
+    ("on_an_ipv6_underlay_a_moved_pod_keeps_its_prefix_and_is_reached", underlay::ipv6),
+];
+
+/// Tests that need a cluster with AERO, whichever.
+const ANY: &[(&str, Case)] = &[
+    ("the_chart_passes_helm_lint_and_refuses_a_misspelt_value", api::chart),
+    ("the_api_server_refuses_bad_clients_with_a_sentence_that_helps", api::bad_clients),
+    ("a_prefix_outside_the_link_is_refused_by_condition_event_and_pod_start", api::outside),
+    ("a_prefix_of_another_is_refused_and_the_holder_is_named", api::held),
+    ("nobody_but_the_operator_writes_the_annotations_of_pods", api::annotations),
+];
+
+fn main() {
+    let args = Arguments { test_threads: Some(1), ..Arguments::from_args() };
+    let other = std::env::var_os("AERO_E2E_KUBECONFIG").map(PathBuf::from);
+    let lab = other.is_none();
+    let context: &'static Context = Box::leak(Box::new(Context::new(other)));
+    let trial = |(name, case): &(&'static str, Case)| {
+        let case = *case;
+        Trial::test(*name, move || case(context).map_err(|e| Failed::from(format!("{e:#}"))))
+    };
+    let mut trials = Vec::new();
+    if lab {
+        // Those for any cluster come while the lab is whole.
+        let (first, rest) = LAB.split_at(4);
+        trials.extend(first.iter().chain(ANY).chain(rest).map(trial));
+    } else {
+        trials.extend(ANY.iter().map(trial));
+    }
+    let conclusion = libtest_mimic::run(&args, trials);
+    context.end();
+    conclusion.exit();
+}
