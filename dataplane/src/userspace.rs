@@ -63,11 +63,11 @@ impl Forwarder {
         let mut tasks = JoinSet::new();
         for n in 0..self.underlay.len() {
             let this = Arc::clone(&self);
-            tasks.spawn(async move { this.from_underlay(n).await });
+            tasks.spawn(async move { this.serve_underlay(n).await });
         }
         if self.device.is_some() {
             let this = Arc::clone(&self);
-            tasks.spawn(async move { this.from_device().await });
+            tasks.spawn(async move { this.serve_device().await });
         }
         let this = Arc::clone(&self);
         tasks.spawn(async move {
@@ -83,7 +83,7 @@ impl Forwarder {
         }
     }
 
-    async fn from_underlay(&self, n: usize) -> io::Result<()> {
+    async fn serve_underlay(&self, n: usize) -> io::Result<()> {
         let mut buffer = vec![0; DATAGRAM];
         loop {
             // An error here is the echo of something sent before; the socket goes on.
@@ -100,7 +100,7 @@ impl Forwarder {
         }
     }
 
-    async fn from_device(&self) -> io::Result<()> {
+    async fn serve_device(&self) -> io::Result<()> {
         let Some(device) = &self.device else { return Ok(()) };
         let mut buffer = vec![0; DATAGRAM];
         loop {

@@ -21,7 +21,7 @@ struct Args {
 #[derive(Debug, Subcommand)]
 enum Role {
     /// Serve the pods of this node.
-    Agent(agent::AgentArgs),
+    Agent(Box<agent::AgentArgs>),
     /// Serve the nodes of a link.
     Server(server::ServerArgs),
 }
@@ -31,7 +31,7 @@ async fn main() -> anyhow::Result<()> {
     let args = Args::parse();
     logs::init(&args.logs)?;
     match args.role {
-        Role::Agent(args) => agent::run(args).await,
+        Role::Agent(args) => agent::run(*args).await,
         Role::Server(args) => server::run(args).await,
     }
 }

@@ -260,6 +260,19 @@ impl Context {
         }
     }
 
+    fn mark_all(&self) {
+        for client in self.clients.state() {
+            self.client_queue.mark(key(&*client));
+        }
+        for link in self.links.state() {
+            self.link_queue.mark(link.name_any());
+        }
+        for relay in self.relays.state() {
+            self.relay_queue.mark(key(&*relay));
+        }
+        self.mark_all_servers();
+    }
+
     fn mark_all_servers(&self) {
         for server in self.servers.state() {
             self.server_queue.mark(key(&*server));
@@ -294,7 +307,9 @@ fn feed<K>(
                     changed(&ctx, &o);
                     failing = false;
                 }
-                Ok(Event::Init | Event::InitDone) => failing = false,
+                Ok(Event::Init) => failing = false,
+                // Only now the cache holds what was listed, and what vanished has left it.
+                Ok(Event::InitDone) => ctx.mark_all(),
                 Err(e) if !failing => {
                     failing = true;
                     let kind = K::kind(&K::DynamicType::default()).into_owned();

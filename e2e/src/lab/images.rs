@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, bail};
-use serde_json::{Value, json};
+use serde_json::json;
 use sha2::{Digest, Sha256};
 
 use super::process::text_of;
@@ -150,9 +150,12 @@ fn pack(image: &Image, dir: &Path) -> anyhow::Result<PathBuf> {
         "config": descriptor("config.v1+json", &config),
         "layers": [descriptor("layer.v1.tar", &layer)],
     }))?;
-    let mut entry: Value = descriptor("manifest.v1+json", &manifest);
-    entry["annotations"] = json!({
-        "io.containerd.image.name": image.name, "org.opencontainers.image.ref.name": image.name,
+    let entry = json!({
+        "mediaType": media("manifest.v1+json"),
+        "digest": format!("sha256:{}", digest(&manifest)), "size": manifest.len(),
+        "annotations": {
+            "io.containerd.image.name": image.name, "org.opencontainers.image.ref.name": image.name,
+        },
     });
     let index = serde_json::to_vec(&json!({"schemaVersion": 2, "manifests": [entry]}))?;
     let short = image.name.rsplit('/').next().unwrap_or(&image.name).replace(':', "-");

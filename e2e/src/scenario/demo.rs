@@ -121,8 +121,12 @@ fn report(all: &mut Vec<Move>, moves: Vec<Move>, number: &str, what: &str) -> an
     for m in moves {
         let kept = if m.kept() { "same prefix" } else { "ANOTHER PREFIX" };
         println!(
-            "  move {number:<5} {what:<13}  {}: {} -> {}   {kept}   first answer {} ms after Ready",
-            m.pod, m.from, m.to, m.gap_ms
+            "  move {number:<5} {what:<13}  {}: {} -> {}   {kept}   first answer {} ms after Ready, silent {:.1} s in all",
+            m.pod,
+            m.from,
+            m.to,
+            m.gap_ms,
+            std::time::Duration::from_millis(m.outage_ms).as_secs_f64()
         );
         let changed =
             (!m.kept()).then(|| format!("{} had {} and has {}", m.pod, m.prefix, m.prefix_after));

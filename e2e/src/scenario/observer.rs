@@ -163,41 +163,49 @@ async fn pods(client: Client, shared: &Shared) {
     let api: Api<Pod> = Api::all(client);
     let mut stream =
         std::pin::pin!(watcher::watcher(api, watch::Config::default()).default_backoff());
-    let mut listed: Vec<String> = Vec::new();
+    let mut listed: Vec<PodSeen> = Vec::new();
     while let Some(event) = stream.next().await {
-        let put = |pod: &Pod| {
-            let at = micros();
-            let conditions = pod.status.iter().flat_map(|s| s.conditions.iter().flatten());
-            let ready = conditions.clone().any(|c| c.type_ == "Ready" && c.status == "True");
-            let uid = pod.metadata.uid.clone().unwrap_or_default();
-            change(shared, |seen| {
-                let before = seen.pods.get(&uid).and_then(|p| p.ready_at);
-                let new = PodSeen {
-                    name: format!("{}/{}", pod.namespace().unwrap_or_default(), pod.name_any()),
-                    node: pod.spec.as_ref().and_then(|s| s.node_name.clone()).unwrap_or_default(),
-                    prefix: pod.annotations().get(annotations::PREFIX).cloned(),
-                    ready_at: before.or(ready.then_some(at)),
-                    terminating: pod.metadata.deletion_timestamp.is_some(),
-                    labels: pod.labels().clone(),
-                    uid: uid.clone(),
-                };
-                seen.pods.insert(uid.clone(), new);
-                seen.check();
-            });
-            uid
-        };
         match event {
             Ok(Event::Init) => listed.clear(),
-            Ok(Event::InitApply(p)) => listed.push(put(&p)),
-            Ok(Event::InitDone) => {
-                change(shared, |seen| seen.pods.retain(|uid, _| listed.contains(uid)));
+            Ok(Event::InitApply(p)) => listed.push(look(&p)),
+            // A list takes the place of all that was known, at once.
+            Ok(Event::InitDone) => change(shared, |seen| {
+                let before = std::mem::take(&mut seen.pods);
+                for mut pod in listed.drain(..) {
+                    let known = before.get(&pod.uid).and_then(|p| p.ready_at);
+                    pod.ready_at = known.or(pod.ready_at);
+                    seen.pods.insert(pod.uid.clone(), pod);
+                }
+                seen.check();
+            }),
+            Ok(Event::Apply(p)) => {
+                let mut pod = look(&p);
+                change(shared, |seen| {
+                    let known = seen.pods.get(&pod.uid).and_then(|p| p.ready_at);
+                    pod.ready_at = known.or(pod.ready_at);
+                    seen.pods.insert(pod.uid.clone(), pod);
+                    seen.check();
+                });
             }
-            Ok(Event::Apply(p)) => drop(put(&p)),
             Ok(Event::Delete(p)) => change(shared, |seen| {
                 seen.pods.remove(&p.metadata.uid.unwrap_or_default());
             }),
             Err(_) => {}
         }
+    }
+}
+
+fn look(pod: &Pod) -> PodSeen {
+    let mut conditions = pod.status.iter().flat_map(|s| s.conditions.iter().flatten());
+    let ready = conditions.any(|c| c.type_ == "Ready" && c.status == "True");
+    PodSeen {
+        name: format!("{}/{}", pod.namespace().unwrap_or_default(), pod.name_any()),
+        uid: pod.metadata.uid.clone().unwrap_or_default(),
+        node: pod.spec.as_ref().and_then(|s| s.node_name.clone()).unwrap_or_default(),
+        prefix: pod.annotations().get(annotations::PREFIX).cloned(),
+        ready_at: ready.then(micros),
+        terminating: pod.metadata.deletion_timestamp.is_some(),
+        labels: pod.labels().clone(),
     }
 }
 

@@ -113,6 +113,7 @@ spec:
                 "netns",
                 "exec",
                 "e2e",
+                "busybox",
                 "ping",
                 "-6",
                 "-c",
@@ -137,6 +138,19 @@ spec:
     lab.run("n2", &["sh", "-c", "ip netns del e2e; rm -r /run/aero/net.d"])?;
     shared.cluster.kubectl(&["delete", "pod/delegate", "aeroclient/delegate"])?;
     outcome
+}
+
+/// What comes after must be seen when it happens: waits until the observer sees a fresh pod.
+fn watching_again(context: &Context) -> anyhow::Result<()> {
+    let shared = context.shared()?;
+    let pod = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "fresh"},
+        "spec": {"terminationGracePeriodSeconds": 0, "containers": [
+            {"name": "c", "image": "aerolink.dev/aero-talk:0.1.0", "args": ["serve"]}]}});
+    shared.cluster.apply(&pod.to_string())?;
+    shared.observer.wait("the observer sees a fresh pod", Duration::from_secs(60), |s| {
+        s.pod("default/fresh").filter(|p| p.ready_at.is_some()).map(drop)
+    })?;
+    shared.cluster.kubectl(&["delete", "pod", "fresh", "--wait=false"]).map(drop)
 }
 
 fn first_web(context: &Context) -> anyhow::Result<String> {
@@ -172,6 +186,7 @@ pub fn no_api(context: &Context) -> anyhow::Result<()> {
     lab.start_api()?;
     outcome?;
     lab.wait_for_nodes(Duration::from_secs(60))?;
+    watching_again(context)?;
     let all = talk::answers(&shared.cluster, &shared.observer, stopped, &[])?;
     ensure!(all.len() == lab.nodes().len(), "correspondents on {} nodes", all.len());
     for (node, list) in &all {

@@ -10,10 +10,10 @@ use aero_protocol::address::LinkLayerAddress;
 use futures::StreamExt;
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
+use kube::runtime::WatchStreamExt;
 use kube::runtime::reflector::{self, Store};
 use kube::runtime::watcher::{self, watcher};
-use kube::runtime::{WatchStreamExt, predicates};
-use kube::{Api, Client, ResourceExt};
+use kube::{Api, Client};
 use tokio::sync::watch as channel;
 
 /// How long an answer about the API server's health is believed.
@@ -55,16 +55,10 @@ impl Watches {
         });
         let own = watcher::Config::default().fields(&format!("spec.nodeName={node}"));
         let all: Api<Pod> = Api::all(client.clone());
-        let stream = watcher(all, own).default_backoff().reflect(pod_writer).touched_objects();
-        watches.follow(stream);
+        watches.follow(watcher(all, own).default_backoff().reflect(pod_writer));
         let all: Api<AeroClient> = Api::all(client.clone());
-        let stream =
-            watcher(all, watcher::Config::default()).default_backoff().reflect(client_writer);
-        let stream = stream.touched_objects().predicate_filter(
-            predicates::generation,
-            kube::runtime::utils::PredicateConfig::default(),
-        );
-        watches.follow(stream);
+        let all_of_them = watcher::Config::default();
+        watches.follow(watcher(all, all_of_them).default_backoff().reflect(client_writer));
         let labels = format!(
             "{}={},{}={link}",
             annotations::COMPONENT_LABEL,
@@ -74,7 +68,6 @@ impl Watches {
         let of_servers: Api<EndpointSlice> = Api::namespaced(client, namespace);
         let config = watcher::Config::default().labels(&labels);
         let stream = watcher(of_servers, config).default_backoff().reflect(slice_writer);
-        let stream = stream.touched_objects();
         tokio::spawn(async move {
             let mut stream = std::pin::pin!(stream);
             while let Some(event) = stream.next().await {
@@ -86,9 +79,11 @@ impl Watches {
         watches
     }
 
+    /// Tells of every event, the end of a list among them: only then the cache holds what was
+    /// listed.
     fn follow<K>(
         self: &Arc<Self>,
-        stream: impl futures::Stream<Item = Result<K, watcher::Error>> + Send + 'static,
+        stream: impl futures::Stream<Item = Result<watcher::Event<K>, watcher::Error>> + Send + 'static,
     ) where
         K: Send + 'static,
     {

@@ -7,7 +7,9 @@
     missing_docs,
     clippy::panic,
     clippy::unwrap_used,
-    clippy::indexing_slicing
+    clippy::indexing_slicing,
+    clippy::large_enum_variant,
+    clippy::type_complexity
 )]
 // Each test binary uses its own part.
 

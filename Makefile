@@ -1,0 +1,41 @@
+# Names for commands; what they do is in the programs.
+E2E = target/debug/e2e
+
+.PHONY: help demo demo-down test unit lint images programs crds clean-lab
+
+help: ## say what there is
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
+
+demo: ## show it: three nodes, pods that move, prefixes that stay
+	@sh e2e/setup.sh
+	@cargo build -q --locked -p aero-e2e
+	@$(E2E) demo
+
+demo-down: ## take the demo's cluster away
+	@cargo build -q --locked -p aero-e2e
+	@$(E2E) lab --name demo down
+
+test: ## every test, the end-to-end tests included
+	@e2e/test.sh
+
+unit: ## tests that need no cluster
+	cargo test --workspace --exclude aero-e2e
+
+lint: ## formatting and clippy
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets -- -D warnings
+
+images: ## container images, as OCI archives in target/images
+	@cargo build -q --locked -p aero-e2e
+	@$(E2E) images
+
+programs: ## build the lab's Kubernetes (about ten minutes once, then cached)
+	@cargo build -q --locked -p aero-e2e
+	@$(E2E) programs
+
+crds: ## write the CRDs from the code
+	cargo run -q -p aero-crds --bin crdgen
+
+clean-lab: ## take away whatever labs have left
+	@cargo build -q --locked -p aero-e2e
+	@for name in demo test test4 test6 killed; do $(E2E) lab --name $$name down; done
