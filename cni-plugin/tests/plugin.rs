@@ -1,5 +1,5 @@
 //! The built plugin against an agent that this test plays.
-#![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
+#![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, clippy::type_complexity)]
 
 use std::io::{Read, Write};
 use std::os::unix::net::UnixListener;
