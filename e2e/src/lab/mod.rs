@@ -100,7 +100,7 @@ impl Lab {
         if !(1..=9).contains(&options.nodes) {
             bail!("a lab has 1 to 9 nodes, not {}", options.nodes);
         }
-        let programs = programs::ensure(progress)?;
+        let programs = programs::cached().or_else(|_| programs::ensure(progress))?;
         let lab = Self { options, programs };
         if lab.dir().exists() {
             progress.step("lab", "taking away what an earlier run left", || lab.down_quietly())?;
