@@ -143,7 +143,7 @@ impl<E: Fn(&str) -> String> Call<'_, E> {
     fn write_down(&self) -> Result<(), CniError> {
         let (id, ifname) = ((self.env)("CNI_CONTAINERID"), (self.env)("CNI_IFNAME"));
         let dir = self.path("journal", JOURNAL);
-        let entry = json!({"containerId": id, "ifname": self.own_ifname(&ifname)});
+        let entry = json!({"containerId": id, "ifname": ifname});
         let target = dir.join(format!("{id}-{ifname}.json"));
         let beside = dir.join(format!(".{id}-{ifname}.new"));
         let written = std::fs::create_dir_all(&dir)
@@ -156,13 +156,6 @@ impl<E: Fn(&str) -> String> Call<'_, E> {
             );
             CniError::new(code::IO_FAILURE, text)
         })
-    }
-
-    /// As in the agent: chained our interface has a name of its own. With a missing prevResult
-    /// (older runtimes pass none to DEL) the agent looks for any of the container.
-    fn own_ifname(&self, ifname: &str) -> String {
-        let chained = self.config.get("prevResult").is_some_and(|p| !p.is_null());
-        if chained { "aero0".into() } else { ifname.to_string() }
     }
 
     fn path(&self, key: &str, default: &str) -> PathBuf {

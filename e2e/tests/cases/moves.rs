@@ -118,7 +118,7 @@ pub fn not_enrolled(context: &Context) -> anyhow::Result<()> {
     let names: Vec<&str> = links.lines().filter_map(|l| l.split(": ").nth(1)).collect();
     ensure!(names.len() == 2 && names[0] == "lo", "interfaces of a plain pod: {names:?}");
     let annotations = shared.cluster.get("pod/plain-1", "{.metadata.annotations}")?;
-    ensure!(!annotations.contains("\"aerolink.dev/"), "{annotations}");
+    ensure!(!annotations.contains("aerolink.dev/prefix"), "{annotations}");
     for ip in shared.cluster.get("pod/plain-2", "{.status.podIPs[*].ip}")?.split(' ') {
         let target = if ip.contains(':') { format!("[{ip}]:7007") } else { format!("{ip}:7007") };
         shared.cluster.kubectl(&[

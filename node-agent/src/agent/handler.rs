@@ -30,7 +30,7 @@ impl Handler for Agent {
     async fn handle(&self, request: Request) -> Result<Done, CniError> {
         match request.verb.as_str() {
             "ADD" => self.add(&request).await.map(|attachment| Done { attachment }),
-            "DEL" => self.del(&request.container_id, &interface_name(&request)).await,
+            "DEL" => self.del(&request.container_id, &request.ifname).await,
             "CHECK" => self.check(&request).await,
             "GC" => self.gc(&request).await,
             "STATUS" => self.status().await,
@@ -42,14 +42,14 @@ impl Handler for Agent {
     }
 }
 
-/// The interface that a request is about: as a delegate the one it names, chained our own beside
-/// the primary one.
+/// The interface that an ADD makes: as a delegate the one it names, chained our own beside the
+/// primary one.
 fn interface_name(request: &Request) -> String {
     if chained(&request.config) { CHAINED_IFNAME.into() } else { request.ifname.clone() }
 }
 
-/// Chained: the configuration is a list's member with a network before it. For DEL and CHECK the
-/// runtime passes the earlier result as well.
+/// Chained: the configuration is a list's member with a network before it. Of an ADD only; to the
+/// other verbs the runtime passes the whole list's result, ours too.
 fn chained(config: &Value) -> bool {
     config.get("prevResult").is_some_and(|p| !p.is_null())
 }
@@ -254,11 +254,14 @@ impl Agent {
         }
     }
 
+    /// What was attached for an interface: under its own name as a delegate, else under ours.
+    fn records(&self, container: &str, ifname: &str) -> Vec<Record> {
+        let exact = self.journal.find(container, ifname);
+        if exact.is_empty() { self.journal.find(container, CHAINED_IFNAME) } else { exact }
+    }
+
     pub(super) async fn del(&self, container: &str, ifname: &str) -> Result<Done, CniError> {
-        let mut found = self.journal.find(container, ifname);
-        if found.is_empty() {
-            found = self.journal.find(container, "");
-        }
+        let found = self.records(container, ifname);
         for record in found {
             self.drop_attachment(&record, true).await?;
         }
@@ -283,7 +286,18 @@ impl Agent {
     }
 
     async fn check(&self, request: &Request) -> Result<Done, CniError> {
-        let records = self.journal.find(&request.container_id, &interface_name(request));
+        let records = self.records(&request.container_id, &request.ifname);
+        let names = |name: &str| host_ifname(&request.container_id, name);
+        let ours = [names(&request.ifname), names(CHAINED_IFNAME)];
+        let interfaces = request.config.pointer("/prevResult/interfaces").and_then(Value::as_array);
+        let promised = interfaces.into_iter().flatten().find_map(|i| {
+            let name = i.get("name").and_then(Value::as_str)?;
+            ours.iter().any(|o| o == name).then(|| name.to_string())
+        });
+        if let (true, Some(name)) = (records.is_empty(), promised) {
+            let text = format!("the attachment behind {name} is not known to the agent any more");
+            return Err(CniError::new(code::IO_FAILURE, text));
+        }
         for record in &records {
             attach::check(&record.spec).await.map_err(|e| io_error(&e))?;
             let served = self
