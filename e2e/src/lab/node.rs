@@ -210,10 +210,6 @@ pub fn init(name: &str, node: &str) -> anyhow::Result<()> {
         std::fs::create_dir_all(path)?;
         mount(Some("tmpfs"), path, Some("tmpfs"), MsFlags::empty(), none)?;
     }
-    // Pins of one node are not those of another.
-    if mount(Some("bpf"), "/sys/fs/bpf", Some("bpf"), MsFlags::empty(), none).is_err() {
-        eprintln!("no BPF file system on this node");
-    }
     // /sys shows the devices of the namespace that mounted it.
     remount_sys()?;
     mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_SHARED, none)?;
@@ -267,6 +263,9 @@ fn remount_sys() -> anyhow::Result<()> {
     mount(Some(keep), "/sys/fs/cgroup", none, MsFlags::MS_BIND | MsFlags::MS_REC, none)?;
     nix::mount::umount2(keep, MntFlags::MNT_DETACH)?;
     std::fs::remove_dir(keep)?;
-    let _ = mount(Some("bpf"), "/sys/fs/bpf", Some("bpf"), MsFlags::empty(), none);
+    // Pins of one node are not those of another.
+    if mount(Some("bpf"), "/sys/fs/bpf", Some("bpf"), MsFlags::empty(), none).is_err() {
+        eprintln!("no BPF file system on this node");
+    }
     Ok(())
 }

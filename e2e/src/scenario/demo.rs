@@ -69,20 +69,7 @@ fn show(
         || {
             cluster.apply_file("examples/client.yaml")?;
             cluster.apply_file("examples/web.yaml")?;
-            observer.wait("two web pods with prefixes", Duration::from_secs(60), |seen| {
-                let ready = seen.ready("app", "web");
-                let all: Option<Vec<_>> = ready
-                    .iter()
-                    .map(|p| {
-                        Some((
-                            p.name.rsplit('/').next()?.to_string(),
-                            p.prefix.clone()?,
-                            p.node.clone(),
-                        ))
-                    })
-                    .collect();
-                all.filter(|a| a.len() == 2)
-            })
+            talk::wait_for_web(&observer)
         },
     )?;
     for (pod, prefix, node) in &targets {

@@ -35,6 +35,23 @@ pub fn stable_address(prefix: &str) -> String {
     format!("{}1", prefix.split('/').next().unwrap_or_default())
 }
 
+/// Waits until both web pods are ready: their names without namespace, prefixes and nodes.
+///
+/// # Errors
+/// If they are not within a minute.
+pub fn wait_for_web(observer: &Observer) -> anyhow::Result<Vec<(String, String, String)>> {
+    observer.wait("two web pods with prefixes", Duration::from_secs(60), |seen| {
+        let ready = seen.ready("app", "web");
+        let all: Option<Vec<_>> = ready
+            .iter()
+            .map(|p| {
+                Some((p.name.rsplit('/').next()?.to_string(), p.prefix.clone()?, p.node.clone()))
+            })
+            .collect();
+        all.filter(|a| a.len() == 2)
+    })
+}
+
 /// Starts the correspondents and waits until each has had an answer of each target.
 /// `targets`: pod and prefix.
 ///

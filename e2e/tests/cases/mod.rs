@@ -109,16 +109,7 @@ pub fn web(
 ) -> anyhow::Result<Vec<(String, String, String)>> {
     cluster.apply_file("examples/client.yaml")?;
     cluster.apply_file("examples/web.yaml")?;
-    let web = observer.wait("two web pods with prefixes", Duration::from_secs(60), |seen| {
-        let ready = seen.ready("app", "web");
-        let all: Option<Vec<_>> = ready
-            .iter()
-            .map(|p| {
-                Some((p.name.rsplit('/').next()?.to_string(), p.prefix.clone()?, p.node.clone()))
-            })
-            .collect();
-        all.filter(|a| a.len() == 2)
-    })?;
+    let web = talk::wait_for_web(observer)?;
     let pairs: Vec<_> = web.iter().map(|(n, p, _)| (n.clone(), p.clone())).collect();
     talk::start(cluster, observer, &pairs, lab.nodes().len())?;
     Ok(web)

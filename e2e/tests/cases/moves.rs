@@ -129,6 +129,9 @@ pub fn not_enrolled(context: &Context) -> anyhow::Result<()> {
             "--",
             "/bin/aero-talk",
             "once",
+            // Duplicate address detection of the primary network may take longer than 2 s.
+            "--within",
+            "15000",
             &target,
         ])?;
     }

@@ -402,16 +402,14 @@ impl Agent {
         if let Err(e) = attach::remove_device(&self.args.device).await {
             tracing::warn!("the AERO interface cannot be removed: {e}");
         }
-        for left in [self.args.state_dir.as_path()] {
-            // A mount point itself stays; what is in it goes.
-            for entry in std::fs::read_dir(left).into_iter().flatten().flatten() {
-                let path = entry.path();
-                let _ = if path.is_dir() {
-                    std::fs::remove_dir_all(path)
-                } else {
-                    std::fs::remove_file(path)
-                };
-            }
+        // A mount point itself stays; what is in it goes.
+        for entry in std::fs::read_dir(&self.args.state_dir).into_iter().flatten().flatten() {
+            let path = entry.path();
+            let _ = if path.is_dir() {
+                std::fs::remove_dir_all(path)
+            } else {
+                std::fs::remove_file(path)
+            };
         }
         let _ = std::fs::remove_file(&self.args.socket);
     }

@@ -181,13 +181,13 @@ async fn watch_mappings(
             }
             Ok(Watched::InitDone) => {
                 let all = listed.take().unwrap_or_default();
-                driver.with(|engine, now| engine.retain_mappings(&all, now));
+                driver.with(|engine, _| engine.retain_mappings(&all));
                 ready.ready();
             }
             Ok(Watched::Apply(m)) => drop(set(&m)),
             Ok(Watched::Delete(m)) => {
                 if let Some(mapping) = read_mapping(&m, link) {
-                    driver.with(|engine, now| engine.remove_mapping(mapping.prefix, now));
+                    driver.with(|engine, _| engine.remove_mapping(mapping.prefix));
                 }
             }
             // Leases go on from the copy of the table while the API server is away.

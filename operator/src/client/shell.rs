@@ -16,7 +16,7 @@ use super::identity::PodView;
 use super::plan::{LinkView, Observed, Plan, Told, Write, plan};
 use super::{owner, status};
 use crate::allocation::effective_pools;
-use crate::context::{Context, now};
+use crate::context::{Context, apply_status, now};
 use crate::mapping::retire;
 
 /// Field manager of what this controller applies.
@@ -105,14 +105,7 @@ async fn carry_out(ctx: &Context, client: &AeroClient, plan: &Plan) -> anyhow::R
     let status = status::status(client, plan, &now());
     if client.status.as_ref() != Some(&status) {
         let api: Api<AeroClient> = Api::namespaced(ctx.client.clone(), &namespace);
-        let patch = json!({
-            "apiVersion": AeroClient::api_version(&()), "kind": AeroClient::kind(&()),
-            "status": status,
-        });
-        let params = PatchParams::apply(MANAGER).force();
-        api.patch_status(&client.name_any(), &params, &Patch::Apply(patch))
-            .await
-            .context("the status cannot be written")?;
+        apply_status(&api, &client.name_any(), MANAGER, &status).await?;
     }
     for mapping in &written {
         bind_phase(ctx, mapping).await?;

@@ -7,12 +7,10 @@ use aero_crds::{
 };
 use ipnet::IpNet;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
-use kube::api::{Patch, PatchParams};
-use kube::{Api, Resource, ResourceExt};
-use serde_json::json;
+use kube::{Api, ResourceExt};
 
 use crate::allocation::{EffectivePool, effective_pools};
-use crate::context::{Context, now};
+use crate::context::{Context, apply_status, now};
 
 /// Field manager of what this controller applies.
 const MANAGER: &str = "aero-operator-link";
@@ -96,10 +94,7 @@ pub async fn reconcile(ctx: &Context, name: &str) -> anyhow::Result<()> {
         return Ok(());
     }
     let api: Api<AeroLink> = Api::all(ctx.client.clone());
-    let patch = json!({
-        "apiVersion": AeroLink::api_version(&()), "kind": AeroLink::kind(&()), "status": status,
-    });
-    api.patch_status(name, &PatchParams::apply(MANAGER).force(), &Patch::Apply(patch)).await?;
+    apply_status(&api, name, MANAGER, &status).await?;
     Ok(())
 }
 

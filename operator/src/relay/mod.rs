@@ -1,11 +1,9 @@
 //! AeroRelay: known, not yet run.
 
 use aero_crds::{AeroRelay, condition, set_condition};
-use kube::api::{Patch, PatchParams};
-use kube::{Api, Resource, ResourceExt};
-use serde_json::json;
+use kube::{Api, ResourceExt};
 
-use crate::context::{Context, key, now};
+use crate::context::{Context, apply_status, key, now};
 
 /// Field manager of what this controller applies.
 const MANAGER: &str = "aero-operator-relay";
@@ -28,10 +26,6 @@ pub async fn reconcile(ctx: &Context, wanted: &str) -> anyhow::Result<()> {
     }
     let api: Api<AeroRelay> =
         Api::namespaced(ctx.client.clone(), &relay.namespace().unwrap_or_default());
-    let patch = json!({
-        "apiVersion": AeroRelay::api_version(&()), "kind": AeroRelay::kind(&()), "status": status,
-    });
-    let params = PatchParams::apply(MANAGER).force();
-    api.patch_status(&relay.name_any(), &params, &Patch::Apply(patch)).await?;
+    apply_status(&api, &relay.name_any(), MANAGER, &status).await?;
     Ok(())
 }

@@ -10,9 +10,9 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::api::{Patch, PatchParams};
 use kube::{Api, Resource, ResourceExt};
 use serde::de::DeserializeOwned;
-use serde_json::{Value, json};
+use serde_json::Value;
 
-use crate::context::{Context, key, now};
+use crate::context::{Context, apply_status, key, now};
 
 /// Field manager of what this controller applies.
 const MANAGER: &str = "aero-operator-server";
@@ -98,12 +98,7 @@ pub async fn reconcile(ctx: &Context, wanted: &str) -> anyhow::Result<()> {
         return Ok(());
     }
     let api: Api<AeroServer> = Api::namespaced(ctx.client.clone(), &namespace);
-    let patch = json!({
-        "apiVersion": AeroServer::api_version(&()), "kind": AeroServer::kind(&()),
-        "status": status,
-    });
-    let params = PatchParams::apply(MANAGER).force();
-    api.patch_status(&server.name_any(), &params, &Patch::Apply(patch)).await?;
+    apply_status(&api, &server.name_any(), MANAGER, &status).await?;
     Ok(())
 }
 

@@ -50,11 +50,11 @@ impl Server {
                 let reply = self.reply(&request, Kind::Reply);
                 self.send_reply(&request, &reply);
             }
-            Kind::Release => self.release(&request, now),
+            Kind::Release => self.release(&request),
             Kind::Decline => self.decline(&request),
             _ => match self.authorize(&request) {
                 Decision::Wait(_) if may_wait => self.park(request, now),
-                Decision::Wait(why) | Decision::Refuse(why) => self.refuse(&request, why, now),
+                Decision::Wait(why) | Decision::Refuse(why) => self.refuse(&request, why),
                 Decision::Grant(prefixes) => self.grant(&request, &prefixes, now),
             },
         }
@@ -100,7 +100,7 @@ impl Server {
         self.send_reply(request, &reply);
     }
 
-    fn refuse(&mut self, request: &Request, why: Refusal, now: Instant) {
+    fn refuse(&mut self, request: &Request, why: Refusal) {
         let kind = request.message.kind;
         let code = match kind {
             Kind::Renew | Kind::Rebind => StatusCode::NoBinding,
@@ -113,7 +113,7 @@ impl Server {
                 m.holder.as_ref().is_some_and(|h| !h.underlay.contains(&request.from.ip))
             })
         {
-            self.end_neighbor(*prefix, Ended::HolderChanged, now);
+            self.end_neighbor(*prefix, Ended::HolderChanged);
         }
         let text = why.to_string();
         if let Some(client) = request.message.client.clone() {
@@ -135,7 +135,7 @@ impl Server {
     }
 
     /// Section 18.3.7. A Release of a node that the prefix has left already changes nothing.
-    fn release(&mut self, request: &Request, now: Instant) {
+    fn release(&mut self, request: &Request) {
         let client = request.message.client.as_ref();
         let held: Vec<(IpNet, bool)> = self
             .neighbors
@@ -153,7 +153,7 @@ impl Server {
         }
         for (prefix, here) in held {
             if here {
-                self.end_neighbor(prefix, Ended::Released, now);
+                self.end_neighbor(prefix, Ended::Released);
             }
         }
         self.send_reply(request, &reply);

@@ -211,21 +211,21 @@ impl Server {
     }
 
     /// Removes a row of the table, and the lease that was given from it.
-    pub fn remove_mapping(&mut self, prefix: IpNet, now: Instant) {
+    pub fn remove_mapping(&mut self, prefix: IpNet) {
         let prefix = prefix.trunc();
         if let Some(old) = self.mappings.remove(&prefix) {
             self.unindex(&old.client, prefix);
-            self.end_neighbor(prefix, Ended::Unmapped, now);
+            self.end_neighbor(prefix, Ended::Unmapped);
         }
     }
 
     /// Removes all rows but those of `prefixes`: the end of a list that replaces the table.
-    pub fn retain_mappings(&mut self, prefixes: &[IpNet], now: Instant) {
+    pub fn retain_mappings(&mut self, prefixes: &[IpNet]) {
         let keep: BTreeSet<IpNet> = prefixes.iter().map(IpNet::trunc).collect();
         let gone: Vec<IpNet> =
             self.mappings.keys().filter(|p| !keep.contains(p)).copied().collect();
         for prefix in gone {
-            self.remove_mapping(prefix, now);
+            self.remove_mapping(prefix);
         }
     }
 
@@ -240,7 +240,7 @@ impl Server {
     pub fn handle_timeout(&mut self, now: Instant) {
         while let Some(timer) = self.timers.pop_due(now) {
             match timer {
-                Timer::Lease(prefix) => self.end_neighbor(prefix, Ended::Expired, now),
+                Timer::Lease(prefix) => self.end_neighbor(prefix, Ended::Expired),
                 Timer::Departure(prefix) => self.advertise_departure(prefix, now),
                 Timer::Parked(id) => {
                     if let Some(request) = self.parked.remove(&id) {

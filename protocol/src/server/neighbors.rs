@@ -75,13 +75,13 @@ impl Server {
             && mapping.holder.as_ref().is_some_and(|h| !h.underlay.contains(&entry.link_layer.ip));
         if other_client || elsewhere {
             let from = entry.link_layer;
-            self.end_neighbor(prefix, Ended::HolderChanged, now);
+            self.end_neighbor(prefix, Ended::HolderChanged);
             self.depart(prefix, from, None, mapping.epoch, now);
         }
     }
 
     /// Ends an entry and its routes.
-    pub(super) fn end_neighbor(&mut self, prefix: IpNet, why: Ended, _now: Instant) {
+    pub(super) fn end_neighbor(&mut self, prefix: IpNet, why: Ended) {
         let Some(entry) = self.neighbors.remove(&prefix) else { return };
         self.by_address.remove(&aero_address(prefix));
         self.timers.cancel(&Timer::Lease(prefix));
