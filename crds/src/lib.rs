@@ -23,6 +23,7 @@ mod link;
 mod mapping;
 mod relay;
 mod server;
+mod watch;
 
 pub use client::{AeroClient, AeroClientSpec, AeroClientStatus, Family, Host, IdentityStatus};
 pub use common::{LinkRef, condition, is_true, parse_duration, set_condition};
@@ -33,6 +34,7 @@ pub use mapping::{
 };
 pub use relay::{AeroRelay, AeroRelaySpec, AeroRelayStatus, ExternalPeer};
 pub use server::{AeroServer, AeroServerSpec, AeroServerStatus, BgpSession};
+pub use watch::watch_backoff;
 
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::CustomResourceExt;

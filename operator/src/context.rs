@@ -321,7 +321,7 @@ fn feed<K>(
     K: Resource + Clone + DeserializeOwned + Debug + Send + Sync + 'static,
     K::DynamicType: Eq + Hash + Clone + Default + Send + Sync + Unpin,
 {
-    let stream = watcher::watcher(api, config).default_backoff().reflect(writer);
+    let stream = watcher::watcher(api, config).backoff(aero_crds::watch_backoff()).reflect(writer);
     let ctx = Arc::clone(ctx);
     tokio::spawn(async move {
         let mut stream = std::pin::pin!(stream);

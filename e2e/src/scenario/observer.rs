@@ -161,8 +161,9 @@ fn change(shared: &Shared, f: impl FnOnce(&mut Seen)) {
 
 async fn pods(client: Client, shared: &Shared) {
     let api: Api<Pod> = Api::all(client);
-    let mut stream =
-        std::pin::pin!(watcher::watcher(api, watch::Config::default()).default_backoff());
+    let mut stream = std::pin::pin!(
+        watcher::watcher(api, watch::Config::default()).backoff(aero_crds::watch_backoff())
+    );
     let mut listed: Vec<PodSeen> = Vec::new();
     while let Some(event) = stream.next().await {
         match event {
@@ -211,8 +212,9 @@ fn look(pod: &Pod) -> PodSeen {
 
 async fn mappings(client: Client, shared: &Shared) {
     let api: Api<AcpMapping> = Api::all(client);
-    let mut stream =
-        std::pin::pin!(watcher::watcher(api, watch::Config::default()).default_backoff());
+    let mut stream = std::pin::pin!(
+        watcher::watcher(api, watch::Config::default()).backoff(aero_crds::watch_backoff())
+    );
     while let Some(event) = stream.next().await {
         if let Ok(Event::Apply(m) | Event::InitApply(m)) = event {
             let uid = m.spec.holder.as_ref().map(|h| h.pod_uid.clone());

@@ -55,10 +55,12 @@ impl Watches {
         });
         let own = watcher::Config::default().fields(&format!("spec.nodeName={node}"));
         let all: Api<Pod> = Api::all(client.clone());
-        watches.follow(watcher(all, own).default_backoff().reflect(pod_writer));
+        watches.follow(watcher(all, own).backoff(aero_crds::watch_backoff()).reflect(pod_writer));
         let all: Api<AeroClient> = Api::all(client.clone());
         let all_of_them = watcher::Config::default();
-        watches.follow(watcher(all, all_of_them).default_backoff().reflect(client_writer));
+        watches.follow(
+            watcher(all, all_of_them).backoff(aero_crds::watch_backoff()).reflect(client_writer),
+        );
         let labels = format!(
             "{}={},{}={link}",
             annotations::COMPONENT_LABEL,
@@ -67,7 +69,8 @@ impl Watches {
         );
         let of_servers: Api<EndpointSlice> = Api::namespaced(client, namespace);
         let config = watcher::Config::default().labels(&labels);
-        let stream = watcher(of_servers, config).default_backoff().reflect(slice_writer);
+        let stream =
+            watcher(of_servers, config).backoff(aero_crds::watch_backoff()).reflect(slice_writer);
         tokio::spawn(async move {
             let mut stream = std::pin::pin!(stream);
             while let Some(event) = stream.next().await {
