@@ -34,7 +34,7 @@ pub use mapping::{
 };
 pub use relay::{AeroRelay, AeroRelaySpec, AeroRelayStatus, ExternalPeer};
 pub use server::{AeroServer, AeroServerSpec, AeroServerStatus, BgpSession};
-pub use watch::watch_backoff;
+pub use watch::watch;
 
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::CustomResourceExt;

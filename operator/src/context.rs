@@ -14,10 +14,10 @@ use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::{Namespace, Node, Pod};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::api::{Patch, PatchParams};
+use kube::runtime::WatchStreamExt;
 use kube::runtime::events::{Recorder, Reporter};
 use kube::runtime::reflector::{self, Store};
 use kube::runtime::watcher::{self, Event};
-use kube::runtime::{WatchStreamExt, watcher as watch};
 use kube::{Api, Client, Resource, ResourceExt};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -144,7 +144,7 @@ impl Context {
             settings,
             client: client.clone(),
         });
-        let all = watch::Config::default;
+        let all = watcher::Config::default;
         let ours = all().labels("app.kubernetes.io/managed-by=aero-operator");
         let own: Api<Deployment> = Api::namespaced(client.clone(), &ctx.settings.namespace);
         feed(&ctx, Api::all(client.clone()), all(), pod_writer, Self::pod_changed);
@@ -314,14 +314,14 @@ pub fn key<K: ResourceExt>(object: &K) -> String {
 fn feed<K>(
     ctx: &Arc<Context>,
     api: Api<K>,
-    config: watch::Config,
+    config: watcher::Config,
     writer: reflector::store::Writer<K>,
     changed: fn(&Context, &K),
 ) where
     K: Resource + Clone + DeserializeOwned + Debug + Send + Sync + 'static,
     K::DynamicType: Eq + Hash + Clone + Default + Send + Sync + Unpin,
 {
-    let stream = watcher::watcher(api, config).backoff(aero_crds::watch_backoff()).reflect(writer);
+    let stream = aero_crds::watch(api, config).reflect(writer);
     let ctx = Arc::clone(ctx);
     tokio::spawn(async move {
         let mut stream = std::pin::pin!(stream);

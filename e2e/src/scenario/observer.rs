@@ -12,7 +12,6 @@ use futures::StreamExt;
 use k8s_openapi::api::core::v1::Pod;
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::runtime::watcher::{self, Event};
-use kube::runtime::{WatchStreamExt, watcher as watch};
 use kube::{Api, Client, Config, ResourceExt};
 
 use super::micros;
@@ -161,9 +160,7 @@ fn change(shared: &Shared, f: impl FnOnce(&mut Seen)) {
 
 async fn pods(client: Client, shared: &Shared) {
     let api: Api<Pod> = Api::all(client);
-    let mut stream = std::pin::pin!(
-        watcher::watcher(api, watch::Config::default()).backoff(aero_crds::watch_backoff())
-    );
+    let mut stream = std::pin::pin!(aero_crds::watch(api, watcher::Config::default()));
     let mut listed: Vec<PodSeen> = Vec::new();
     while let Some(event) = stream.next().await {
         match event {
@@ -212,9 +209,7 @@ fn look(pod: &Pod) -> PodSeen {
 
 async fn mappings(client: Client, shared: &Shared) {
     let api: Api<AcpMapping> = Api::all(client);
-    let mut stream = std::pin::pin!(
-        watcher::watcher(api, watch::Config::default()).backoff(aero_crds::watch_backoff())
-    );
+    let mut stream = std::pin::pin!(aero_crds::watch(api, watcher::Config::default()));
     while let Some(event) = stream.next().await {
         if let Ok(Event::Apply(m) | Event::InitApply(m)) = event {
             let uid = m.spec.holder.as_ref().map(|h| h.pod_uid.clone());

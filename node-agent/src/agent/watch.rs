@@ -12,7 +12,7 @@ use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::runtime::WatchStreamExt;
 use kube::runtime::reflector::{self, Store};
-use kube::runtime::watcher::{self, watcher};
+use kube::runtime::watcher;
 use kube::{Api, Client};
 use tokio::sync::watch as channel;
 
@@ -55,12 +55,10 @@ impl Watches {
         });
         let own = watcher::Config::default().fields(&format!("spec.nodeName={node}"));
         let all: Api<Pod> = Api::all(client.clone());
-        watches.follow(watcher(all, own).backoff(aero_crds::watch_backoff()).reflect(pod_writer));
+        watches.follow(aero_crds::watch(all, own).reflect(pod_writer));
         let all: Api<AeroClient> = Api::all(client.clone());
         let all_of_them = watcher::Config::default();
-        watches.follow(
-            watcher(all, all_of_them).backoff(aero_crds::watch_backoff()).reflect(client_writer),
-        );
+        watches.follow(aero_crds::watch(all, all_of_them).reflect(client_writer));
         let labels = format!(
             "{}={},{}={link}",
             annotations::COMPONENT_LABEL,
@@ -69,8 +67,7 @@ impl Watches {
         );
         let of_servers: Api<EndpointSlice> = Api::namespaced(client, namespace);
         let config = watcher::Config::default().labels(&labels);
-        let stream =
-            watcher(of_servers, config).backoff(aero_crds::watch_backoff()).reflect(slice_writer);
+        let stream = aero_crds::watch(of_servers, config).reflect(slice_writer);
         tokio::spawn(async move {
             let mut stream = std::pin::pin!(stream);
             while let Some(event) = stream.next().await {

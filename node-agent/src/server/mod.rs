@@ -161,9 +161,7 @@ async fn watch_mappings(
     ready: &admin::ReadyHandle,
 ) {
     let api: Api<AcpMapping> = Api::all(client.clone());
-    let mut stream = std::pin::pin!(
-        watcher::watcher(api, watcher::Config::default()).backoff(aero_crds::watch_backoff())
-    );
+    let mut stream = std::pin::pin!(aero_crds::watch(api, watcher::Config::default()));
     // A list that replaces the whole table: what it does not name is removed at its end.
     let mut listed: Option<Vec<IpNet>> = None;
     while let Some(event) = stream.next().await {
@@ -206,10 +204,7 @@ async fn watch_link(
     let api: Api<AeroLink> = Api::all(client.clone());
     let config = watcher::Config::default().fields(&format!("metadata.name={name}"));
     let (_, writer) = reflector::store();
-    let stream = watcher::watcher(api, config)
-        .backoff(aero_crds::watch_backoff())
-        .reflect(writer)
-        .applied_objects();
+    let stream = aero_crds::watch(api, config).reflect(writer).applied_objects();
     let mut stream = std::pin::pin!(stream);
     while let Some(event) = stream.next().await {
         let Ok(link) = event else { continue };

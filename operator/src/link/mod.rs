@@ -94,8 +94,7 @@ pub async fn reconcile(ctx: &Context, name: &str) -> anyhow::Result<()> {
         return Ok(());
     }
     let api: Api<AeroLink> = Api::all(ctx.client.clone());
-    apply_status(&api, name, MANAGER, &status).await?;
-    Ok(())
+    apply_status(&api, name, MANAGER, &status).await
 }
 
 #[cfg(test)]

@@ -26,6 +26,5 @@ pub async fn reconcile(ctx: &Context, wanted: &str) -> anyhow::Result<()> {
     }
     let api: Api<AeroRelay> =
         Api::namespaced(ctx.client.clone(), &relay.namespace().unwrap_or_default());
-    apply_status(&api, &relay.name_any(), MANAGER, &status).await?;
-    Ok(())
+    apply_status(&api, &relay.name_any(), MANAGER, &status).await
 }

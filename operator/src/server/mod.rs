@@ -98,8 +98,7 @@ pub async fn reconcile(ctx: &Context, wanted: &str) -> anyhow::Result<()> {
         return Ok(());
     }
     let api: Api<AeroServer> = Api::namespaced(ctx.client.clone(), &namespace);
-    apply_status(&api, &server.name_any(), MANAGER, &status).await?;
-    Ok(())
+    apply_status(&api, &server.name_any(), MANAGER, &status).await
 }
 
 fn addresses(ctx: &Context, server: &AeroServer) -> Vec<String> {
