@@ -327,6 +327,10 @@ impl Node {
                 self.send(from, answer.emit()?);
                 Ok(())
             }
+            // Not acted on yet: all traffic goes by a Server.
+            NdMessage::Redirect { .. }
+            | NdMessage::RouterSolicitation
+            | NdMessage::RouterAdvertisement { .. } => Err(WireError::Unsupported),
         }
     }
 

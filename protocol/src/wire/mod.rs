@@ -9,6 +9,7 @@ pub mod dhcpv6;
 mod dhcpv6_walk;
 pub mod ip;
 pub mod nd;
+mod nd_options;
 
 /// Why bytes were not understood. The names are those of the drop counters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, thiserror::Error)]
