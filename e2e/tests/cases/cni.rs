@@ -185,7 +185,10 @@ pub fn no_api(context: &Context) -> anyhow::Result<()> {
     let until = micros();
     lab.start_api()?;
     outcome?;
-    lab.wait_for_nodes(Duration::from_secs(60))?;
+    // A kubelet compares its status with what its own watch saw last (tryUpdateNodeStatus), and that
+    // watch is tried again after up to 30 s, doubled by jitter: until then a node that was declared
+    // unknown stays so, however well it is.
+    lab.wait_for_nodes(Duration::from_secs(150))?;
     watching_again(context)?;
     let all = talk::answers(&shared.cluster, &shared.observer, stopped, &[])?;
     ensure!(all.len() == lab.nodes().len(), "correspondents on {} nodes", all.len());
