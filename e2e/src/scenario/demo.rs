@@ -88,14 +88,14 @@ fn show(
         report(&mut all, moves, &format!("{}/{total}", n + 1), &format!("drain {node}"))?;
     }
     // The node of web-0, wherever that is by now.
-    let victim = observer.wait("web-0 is ready", Duration::from_secs(30), |seen| {
+    let victim = observer.wait("web-0 is ready", Duration::from_secs(90), |seen| {
         seen.pod("default/web-0").map(|p| p.node.clone())
     })?;
     let moves = moves::power_off(lab, &cluster, &observer, &victim)?;
     report(&mut all, moves, &format!("{total}/{total}"), &format!("power off {victim}"))?;
     progress.step("power", &format!("{victim} is turned on again"), || {
         lab.restore_node(&victim)?;
-        lab.wait_for_nodes(Duration::from_secs(60))
+        lab.wait_for_nodes(Duration::from_secs(150))
     })?;
     observer.check()?;
     Ok(all)

@@ -10,9 +10,9 @@ use super::{Cluster, micros, talk};
 use crate::lab::Lab;
 
 /// How long a pod may take to run again elsewhere.
-const RUN_AGAIN: Duration = Duration::from_secs(60);
+const RUN_AGAIN: Duration = Duration::from_secs(120);
 /// How long after it is Ready its correspondents are waited for.
-const ANSWERED: Duration = Duration::from_secs(15);
+const ANSWERED: Duration = Duration::from_secs(30);
 
 /// What became of one pod.
 #[derive(Debug, Clone, Serialize)]

@@ -38,9 +38,9 @@ pub fn stable_address(prefix: &str) -> String {
 /// Waits until both web pods are ready: their names without namespace, prefixes and nodes.
 ///
 /// # Errors
-/// If they are not within a minute.
+/// If they are not within two minutes.
 pub fn wait_for_web(observer: &Observer) -> anyhow::Result<Vec<(String, String, String)>> {
-    observer.wait("two web pods with prefixes", Duration::from_secs(60), |seen| {
+    observer.wait("two web pods with prefixes", Duration::from_secs(120), |seen| {
         let ready = seen.ready("app", "web");
         let all: Option<Vec<_>> = ready
             .iter()
@@ -85,13 +85,13 @@ pub fn start(
         },
     });
     cluster.apply(&manifest.to_string())?;
-    observer.wait("correspondents are ready", Duration::from_secs(60), |seen| {
+    observer.wait("correspondents are ready", Duration::from_secs(120), |seen| {
         (seen.ready("app", "correspondent").len() >= nodes).then_some(())
     })?;
     let since = micros() - 5_000_000;
     cluster.wait_until(
         "every correspondent has answers of every target",
-        Duration::from_secs(20),
+        Duration::from_secs(60),
         || {
             let all = answers(cluster, observer, since, &[])?;
             Ok(all.len() >= nodes

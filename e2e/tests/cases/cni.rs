@@ -79,7 +79,7 @@ spec:
   containers: [{name: c, image: "aerolink.dev/aero-talk:0.1.0", args: [serve]}]
 "#;
     shared.cluster.apply(manifest)?;
-    let pod = shared.observer.wait("the delegate pod is ready", Duration::from_secs(30), |s| {
+    let pod = shared.observer.wait("the delegate pod is ready", Duration::from_secs(90), |s| {
         s.pod("default/delegate").filter(|p| p.ready_at.is_some()).cloned()
     })?;
     let address = talk::stable_address(&pod.prefix.context("it has no prefix")?);

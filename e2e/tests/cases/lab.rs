@@ -96,7 +96,7 @@ pub fn uninstall(context: &Context) -> anyhow::Result<()> {
     for node in lab.nodes() {
         shared
             .cluster
-            .wait_until(&format!("{node} is clean"), Duration::from_secs(30), || {
+            .wait_until(&format!("{node} is clean"), Duration::from_secs(90), || {
                 Ok(lab.exec(&node, &["sh", "-c", clean])?.status.success())
             })
             .with_context(|| {

@@ -45,14 +45,14 @@ pub fn drains(context: &Context) -> anyhow::Result<()> {
 
 pub fn power_off(context: &Context) -> anyhow::Result<()> {
     let shared = context.shared()?;
-    let node = shared.observer.wait("web-0 is ready", Duration::from_secs(30), |s| {
+    let node = shared.observer.wait("web-0 is ready", Duration::from_secs(90), |s| {
         s.pod("default/web-0").map(|p| p.node.clone())
     })?;
     let moves = moves::power_off(shared.lab(), &shared.cluster, &shared.observer, &node)?;
     ensure!(!moves.is_empty(), "no pod was on {node}");
     kept_and_reached(context, &moves)?;
     shared.lab().restore_node(&node)?;
-    shared.lab().wait_for_nodes(Duration::from_secs(60))?;
+    shared.lab().wait_for_nodes(Duration::from_secs(150))?;
     shared.cluster.wait_for_aero(Duration::from_secs(90))
 }
 
@@ -110,7 +110,7 @@ pub fn not_enrolled(context: &Context) -> anyhow::Result<()> {
     };
     shared.cluster.apply(&pod("plain-1", "n1"))?;
     shared.cluster.apply(&pod("plain-2", "n2"))?;
-    shared.observer.wait("plain pods are ready", Duration::from_secs(30), |s| {
+    shared.observer.wait("plain pods are ready", Duration::from_secs(90), |s| {
         (s.ready("app", "plain").len() == 2).then_some(())
     })?;
     let links =
@@ -141,7 +141,7 @@ pub fn not_enrolled(context: &Context) -> anyhow::Result<()> {
 
 pub fn agent_replaced(context: &Context) -> anyhow::Result<()> {
     let shared = context.shared()?;
-    let before = shared.observer.wait("web-0 is ready", Duration::from_secs(30), |s| {
+    let before = shared.observer.wait("web-0 is ready", Duration::from_secs(90), |s| {
         s.pod("default/web-0").filter(|p| p.ready_at.is_some()).cloned()
     })?;
     let node = before.node.clone();

@@ -19,7 +19,7 @@ fn shown_on(context: &Context, name: &str, underlay: Underlay) -> anyhow::Result
         let observer = Observer::start(&cluster.kubeconfig)?;
         web(&lab, &cluster, &observer)?;
         let old = observer
-            .wait("web-0 is ready", Duration::from_secs(30), |s| s.pod("default/web-0").cloned())?;
+            .wait("web-0 is ready", Duration::from_secs(90), |s| s.pod("default/web-0").cloned())?;
         if underlay == Underlay::Ipv4 {
             // The primary network has no IPv6, so the stable address is the pod's IPv6 address.
             let ips = cluster.get("pod/web-0", "{.status.podIPs[*].ip}")?;
