@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, bail};
+use nix::fcntl::{Flock, FlockArg};
 use sha2::{Digest, Sha256};
 
 use super::Progress;
@@ -106,6 +107,11 @@ pub fn cached() -> anyhow::Result<PathBuf> {
 pub fn ensure(progress: &Progress) -> anyhow::Result<PathBuf> {
     let bin = bin()?;
     std::fs::create_dir_all(&bin)?;
+    // Two runs at a time share the cache, and only one may build into it.
+    let lock = std::fs::File::create(cache()?.join("lock"))?;
+    let _lock = Flock::lock(lock, FlockArg::LockExclusive)
+        .map_err(|(_, e)| e)
+        .context("the cache of programs cannot be locked")?;
     let mut cached = Vec::new();
     for module in &MODULES {
         let out = cache()?.join(format!("{}-{}", module.name, key(module)?));
