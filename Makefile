@@ -1,7 +1,7 @@
 # Names for commands; what they do is in the programs.
 E2E = target/debug/e2e
 
-.PHONY: help demo demo-down test unit lint images programs crds clean-lab
+.PHONY: help demo demo-down test unit lint images programs crds clean-lab protocol-table
 
 help: ## say what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -32,6 +32,9 @@ images: ## container images, as OCI archives in target/images
 programs: ## build the lab's Kubernetes (about ten minutes once, then cached)
 	@cargo build -q --locked -p aero-e2e
 	@$(E2E) programs
+
+protocol-table: ## run the tests and say which elements of the protocol they show
+	@e2e/protocol-table.sh
 
 crds: ## write the CRDs from the code
 	cargo run -q -p aero-crds --bin crdgen

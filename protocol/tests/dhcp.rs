@@ -105,6 +105,7 @@ fn whoever_asks_for_the_vendor_option_is_told_the_service_prefixes_and_its_own_a
 
 #[test]
 fn a_client_without_a_mapping_is_offered_nothing_even_with_rapid_commit() {
+    let _row = aero_elements::covers(&["E2 neg"]);
     let mut link = server();
     let mut solicit = message(Kind::Solicit, 9);
     solicit.rapid_commit = true;
