@@ -221,10 +221,27 @@ impl<T> Lpm<T> {
         }
     }
 
+    fn len(&self) -> usize {
+        self.v4.len() + self.v6.len()
+    }
+
     fn retain(&mut self, keep: impl Fn(&T) -> bool) {
         self.v4.retain(|_, t| keep(t));
         self.v6.retain(|_, t| keep(t));
     }
+}
+
+/// Entries in a [`Table`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Sizes {
+    /// Routes.
+    pub routes: usize,
+    /// Inner source prefixes.
+    pub sources: usize,
+    /// Peers.
+    pub peers: usize,
+    /// Hand-overs.
+    pub handovers: usize,
 }
 
 /// The table as data.
@@ -264,6 +281,16 @@ impl Table {
             list.retain(|(_, until)| *until > now);
         }
         self.handovers.retain(|_, list| !list.is_empty());
+    }
+
+    /// What the table holds at present.
+    pub fn sizes(&self) -> Sizes {
+        Sizes {
+            routes: self.routes.len(),
+            sources: self.sources.len(),
+            peers: self.peers.len(),
+            handovers: self.handovers.values().map(Vec::len).sum(),
+        }
     }
 
     /// The route that is set for exactly this prefix.

@@ -99,6 +99,16 @@ impl<K: Ord + Clone> Timers<K> {
         }
     }
 
+    /// How many are armed.
+    pub fn len(&self) -> usize {
+        self.by_key.len()
+    }
+
+    /// True if none is armed.
+    pub fn is_empty(&self) -> bool {
+        self.by_key.is_empty()
+    }
+
     /// When the next timer falls due.
     pub fn next(&self) -> Option<Instant> {
         self.by_time.first().map(|(at, _)| *at)

@@ -8,6 +8,7 @@
 
 mod association;
 mod servers;
+mod sizes;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::{Duration, Instant};
@@ -19,6 +20,7 @@ use rand::rngs::StdRng;
 use association::{Association, Phase};
 pub use servers::Liveness;
 use servers::ServerState;
+pub use sizes::Sizes;
 
 use crate::Output;
 use crate::address::{Duid, Epoch, LinkLayerAddress, prefix_of_aero_address};

@@ -10,6 +10,7 @@
 mod authorization;
 mod dhcp;
 mod neighbors;
+mod sizes;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::net::{IpAddr, Ipv6Addr};
@@ -20,6 +21,7 @@ use uuid::Uuid;
 
 pub use authorization::{Authentication, Refusal};
 pub use neighbors::Neighbor;
+pub use sizes::Sizes;
 
 use crate::Output;
 use crate::address::{Duid, Epoch, LinkLayerAddress, SERVER_ANYCAST, ServerId};
