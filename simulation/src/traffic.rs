@@ -1,0 +1,158 @@
+//! Users' packets, hop by hop through the forwarding tables.
+
+use std::net::{IpAddr, Ipv6Addr};
+
+use aero_protocol::address::LinkLayerAddress;
+use aero_protocol::forwarding::{Disposition, Inner};
+use ipnet::IpNet;
+use rand::Rng;
+
+use crate::authority::prefix;
+use crate::clock::Time;
+use crate::member::Kind;
+use crate::network::Index;
+use crate::world::{Event, Payload, World};
+
+/// A user's packet on its way.
+#[derive(Debug, Clone)]
+pub struct DataPacket {
+    /// Number of the packet.
+    pub id: u64,
+    /// The client that sent it.
+    pub source: usize,
+    /// The epoch of that pod.
+    pub source_epoch: u64,
+    /// The client that it is for.
+    pub destination: usize,
+    /// When it was sent.
+    pub sent: Time,
+    /// Members that it was at, and when.
+    pub path: Vec<(Index, Time)>,
+}
+
+/// First address of a client's prefix.
+pub fn host(client: usize) -> IpAddr {
+    match prefix(client) {
+        IpNet::V6(p) => IpAddr::V6(Ipv6Addr::from(u128::from(p.addr()) | 1)),
+        IpNet::V4(p) => IpAddr::V4(p.addr()),
+    }
+}
+
+fn inner(source: usize, destination: usize) -> Inner {
+    Inner { source: host(source), destination: host(destination) }
+}
+
+impl World {
+    /// A random pod sends a packet to a random client that is not on its node.
+    pub fn traffic(&mut self) {
+        if self.traffic_every > 0 {
+            self.queue.push(self.now + self.traffic_every, Event::Traffic);
+        }
+        let nodes = self.members.len() - self.servers;
+        let node = self.servers + self.rng.random_range(0..nodes);
+        let pods = self.members[node].pods.len();
+        let pick = if pods > 0 { self.rng.random_range(0..pods) } else { 0 };
+        let destination = self.rng.random_range(0..self.identities.len());
+        let member = &self.members[node];
+        let Some((source, epoch)) = member.pods.iter().nth(pick).map(|(c, e)| (*c, *e)) else {
+            return;
+        };
+        if member.engine.is_none() || member.pods.contains_key(&destination) {
+            return;
+        }
+        self.packets += 1;
+        self.data[0] += 1;
+        let packet = Box::new(DataPacket {
+            id: self.packets,
+            source,
+            source_epoch: epoch,
+            destination,
+            sent: self.now,
+            path: vec![(node, self.now)],
+        });
+        let local = member.clock.local(self.now);
+        let disposition = member.table.egress(inner(source, destination), local);
+        self.forward(node, packet, disposition);
+    }
+
+    /// A packet came out of a tunnel.
+    pub fn data_arrives(
+        &mut self,
+        index: Index,
+        from: LinkLayerAddress,
+        mut packet: Box<DataPacket>,
+    ) {
+        packet.path.push((index, self.now));
+        let member = &self.members[index];
+        let local = member.clock.local(self.now);
+        let disposition =
+            member.table.ingress(from, inner(packet.source, packet.destination), local);
+        self.check_path(&packet);
+        self.forward(index, packet, disposition);
+    }
+
+    fn forward(&mut self, index: Index, packet: Box<DataPacket>, disposition: Disposition) {
+        let what = match disposition {
+            Disposition::Deliver => 0,
+            Disposition::Tunnel(_) => 1,
+            Disposition::Drop(why) => 2 + why as u64,
+        };
+        self.trace.note(self.now, "data", &[index as u64, packet.id, what], || {
+            format!(
+                "#{} c{} -> c{} at m{index}: {disposition:?}",
+                packet.id, packet.source, packet.destination
+            )
+        });
+        match disposition {
+            Disposition::Deliver => {
+                self.data[1] += 1;
+                self.check_delivery(index, &packet);
+            }
+            Disposition::Tunnel(to) => self.send(index, to, Payload::Data(packet)),
+            Disposition::Drop(_) => self.data[2] += 1,
+        }
+    }
+
+    /// Where a packet would be delivered if it took no time, or why and where not.
+    ///
+    /// # Errors
+    /// With the reason.
+    pub fn walk(&self, source: usize, destination: usize) -> Result<Index, String> {
+        let inner = inner(source, destination);
+        let row = self.identities[source].row;
+        let Some(node) = row.node else { return Err(format!("c{source} runs nowhere")) };
+        let mut at = node;
+        let member = &self.members[at];
+        let mut disposition = member.table.egress(inner, member.clock.local(self.now));
+        for _ in 0..16 {
+            match disposition {
+                Disposition::Deliver => return Ok(at),
+                Disposition::Drop(why) => return Err(format!("{} at m{at}", why.label())),
+                Disposition::Tunnel(to) => {
+                    let next = self.by_address.get(&to).copied();
+                    let Some(next) = next else { return Err(format!("m{at} -> {to}: nobody")) };
+                    let member = &self.members[next];
+                    if member.engine.is_none() || !self.network.reaches(at, next) {
+                        return Err(format!("m{at} does not reach m{next}"));
+                    }
+                    let from = self.members[at].outer;
+                    disposition = member.table.ingress(from, inner, member.clock.local(self.now));
+                    at = next;
+                }
+            }
+        }
+        Err("a loop".into())
+    }
+
+    /// The last Server of a packet's path before `index`, and when it forwarded.
+    pub fn last_server(&self, packet: &DataPacket) -> Option<(Index, Time)> {
+        let is_server = |(m, _): &&(Index, Time)| self.members[*m].kind == Kind::Server;
+        packet.path.iter().rev().find(is_server).copied()
+    }
+
+    /// The first Server of a packet's path.
+    pub fn first_server(&self, packet: &DataPacket) -> Option<(Index, Time)> {
+        let is_server = |(m, _): &&(Index, Time)| self.members[*m].kind == Kind::Server;
+        packet.path.iter().find(is_server).copied()
+    }
+}
