@@ -17,6 +17,9 @@ use crate::world::{Event, World};
 /// How long a node waits before it tries again what it cannot do now.
 const RETRY: Time = 500 * MILLISECOND;
 
+/// How long after a move a hand-over may last, as seen from outside.
+const HANDOVER: Time = 75 * SECOND;
+
 /// A row as it was at some version.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Row {
@@ -49,12 +52,14 @@ pub struct Identity {
     pub row: Row,
     /// Taken out of the table.
     pub removed: bool,
+    /// Nodes that it left, and when.
+    pub left: Vec<(Index, Time)>,
 }
 
 impl Identity {
     /// An identity that nobody has held yet.
     pub fn new(_client: usize) -> Self {
-        Self { row: Row { epoch: 0, node: None }, removed: false }
+        Self { row: Row { epoch: 0, node: None }, removed: false, left: Vec::new() }
     }
 }
 
@@ -105,6 +110,9 @@ impl World {
         let former = self.identities[client].row;
         let row = Row { epoch: former.epoch + 1, node: Some(node) };
         self.identities[client].row = row;
+        if let Some(old) = former.node.filter(|n| *n != node) {
+            self.identities[client].left.push((old, self.now));
+        }
         self.trace.note(self.now, "assign", &[client as u64, row.epoch, node as u64], || {
             format!("c{client} epoch {} to m{node}", row.epoch)
         });
@@ -115,6 +123,13 @@ impl World {
         }
         let wait = self.rng.random_range(0..2 * SECOND);
         self.queue.push(self.now + wait, Event::Start(node, client, row.epoch));
+    }
+
+    /// True if a client left a node so lately that a Server may still take hand-over packets for
+    /// it: a watch can be broken for half a minute before the hand-over begins.
+    pub fn left_lately(&self, client: usize, node: Index) -> bool {
+        let since = self.now.saturating_sub(HANDOVER);
+        self.identities[client].left.iter().any(|(n, at)| *n == node && *at >= since)
     }
 
     /// Takes a client out of the table and stops its pod.

@@ -125,7 +125,11 @@ impl World {
         if let Some((server, at)) = self.first_server(packet) {
             let known = self.members[server].known[packet.source];
             let origin = packet.path.first().map_or(usize::MAX, |p| p.0);
-            let late = known.moved_from(origin, packet.source_epoch) && known.since < at;
+            // A node that sends on what still comes for a prefix that left it may do so whatever
+            // the inner source; a Server cannot tell its own packets from those.
+            let sends_on = self.left_lately(client, origin);
+            let late =
+                known.moved_from(origin, packet.source_epoch) && known.since < at && !sends_on;
             self.checks.require(Check::NotFromFormerHolder, !late, now, || {
                 format!("m{server} knew {known:?} of the source: {}", path())
             });

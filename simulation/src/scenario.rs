@@ -132,8 +132,13 @@ fn play(shape: &Shape, world: &mut World, samples: &mut Vec<Sample>) -> Option<T
         samples.push(measure(shape, world, to));
     }
     go_wrong(shape, world);
+    if world.checks.violation.is_some() {
+        return None;
+    }
     let recovery = recover(shape, world);
-    empty(world);
+    if world.checks.violation.is_none() {
+        empty(world);
+    }
     recovery
 }
 

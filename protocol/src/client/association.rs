@@ -71,12 +71,17 @@ impl Association {
         }
     }
 
+    /// When the lease that it has runs out.
+    pub(super) fn end(&self) -> Option<Instant> {
+        self.lease.as_ref().map(|l| l.valid)
+    }
+
     /// Stops what it does, and tells when the lease that it has runs out: until then the Client
     /// may use its prefix, as no Server gives it to another before.
     pub(super) fn stop(&mut self) -> Option<Instant> {
         self.phase = Phase::Idle;
         self.server = None;
-        self.lease.as_ref().map(|l| l.valid)
+        self.end()
     }
 
     fn retransmission(&self) -> Option<Retransmission> {

@@ -137,6 +137,7 @@ enum Timer {
     Association(Duid, LinkLayerAddress),
     Probe(LinkLayerAddress),
     LastLease(Duid),
+    Departed(IpNet),
 }
 
 #[derive(Debug)]
@@ -196,6 +197,12 @@ impl Node {
     pub fn attach(&mut self, spec: ClientSpec, now: Instant) {
         let id = spec.client.clone();
         let old = self.clients.remove(&id);
+        // What it has is used to its end if no Server answers.
+        let end =
+            old.iter().flat_map(|c| c.associations.values()).filter_map(Association::end).max();
+        if let Some(end) = end {
+            self.timers.set(Timer::LastLease(id.clone()), end);
+        }
         let (prefixes, served) = old.map_or((Vec::new(), false), |c| (c.prefixes, c.served));
         let client = Client {
             spec,
@@ -276,6 +283,7 @@ impl Node {
                 Timer::Association(id, server) => self.association_due(&id, server, now),
                 Timer::Probe(server) => self.probe_due(server, now),
                 Timer::LastLease(id) => self.check_lease(&id, now),
+                Timer::Departed(prefix) => self.route_departed(prefix, now),
             }
         }
     }
@@ -378,6 +386,7 @@ impl Node {
         }
         for prefix in prefixes {
             self.departed.remove(prefix);
+            self.timers.cancel(&Timer::Departed(*prefix));
             let route = Route { to: NextHop::Local, transit: false, until: None };
             self.change(Change::SetRoute { prefix: *prefix, route });
         }
@@ -393,6 +402,7 @@ impl Node {
         let prefixes = client.prefixes.clone();
         for prefix in prefixes {
             self.departed.insert(prefix, now + FORWARD_TIME);
+            self.timers.set(Timer::Departed(prefix), now + FORWARD_TIME);
             self.route_departed(prefix, now);
         }
     }
@@ -432,6 +442,7 @@ impl Node {
             return;
         }
         if let Some(client) = self.clients.remove(id) {
+            self.timers.cancel(&Timer::LastLease(id.clone()));
             for server in client.associations.keys() {
                 self.timers.cancel(&Timer::Association(id.clone(), *server));
                 if let Some(s) = self.servers.get_mut(server) {

@@ -6,10 +6,11 @@ use std::time::Instant;
 
 use rand::Rng;
 
-use super::{Event, Node, SETTLE_TIME, Timer};
+use super::association::Phase;
+use super::{Client, Event, Node, SETTLE_TIME, Timer};
 use crate::address::{Duid, LinkLayerAddress, aero_address};
 use crate::forwarding::{Change, NextHop, Route};
-use crate::timers::{MAX_RETRY, RETRANS_TIMER};
+use crate::timers::{MAX_RETRY, RETRANS_TIMER, SOLICIT};
 use crate::wire::WireError;
 use crate::wire::nd::{Nd, NdMessage, NdOption};
 
@@ -131,6 +132,7 @@ impl Node {
             return;
         }
         if state.up_since.is_none() {
+            self.go_on_asking(server, now);
             return;
         }
         self.timers.set(Timer::Probe(server), now + RETRANS_TIMER);
@@ -182,8 +184,8 @@ impl Node {
             if let Some(association) = client.associations.get_mut(&server) {
                 let key = Timer::Association(id.clone(), server);
                 match association.stop() {
-                    Some(lease_ends) => self.timers.set(key, lease_ends),
-                    None => self.timers.cancel(&key),
+                    Some(lease_ends) if !client.detached => self.timers.set(key, lease_ends),
+                    _ => self.timers.cancel(&key),
                 }
                 if client.detached {
                     client.associations.remove(&server);
@@ -193,9 +195,28 @@ impl Node {
         if let Some(id) = first {
             self.solicit(&id, server, now);
         }
+        self.timers.set(Timer::Probe(server), now + SOLICIT.maximum);
         let ids: Vec<Duid> = self.clients.keys().cloned().collect();
         for id in ids {
             self.reap(&id);
+        }
+    }
+
+    /// Sees to it that some Client asks a Server that fell silent: the one that did may have left
+    /// this node meanwhile.
+    fn go_on_asking(&mut self, server: LinkLayerAddress, now: Instant) {
+        if !self.servers.get(&server).is_some_and(|s| s.failed) {
+            return;
+        }
+        self.timers.set(Timer::Probe(server), now + SOLICIT.maximum);
+        let idle = |c: &Client| {
+            !c.detached && c.associations.get(&server).is_none_or(|a| a.phase == Phase::Idle)
+        };
+        let asks = |c: &Client| !c.detached && !idle(c);
+        if !self.clients.values().any(asks)
+            && let Some(id) = self.clients.iter().find(|(_, c)| idle(c)).map(|(id, _)| id.clone())
+        {
+            self.solicit(&id, server, now);
         }
     }
 
