@@ -1,26 +1,27 @@
 //! The Server role: leases from the shared table, forwarding between Clients.
+//!
+//! The table comes from the API server (`kube_table.rs`) or, without Kubernetes, from a file
+//! (`file_table.rs`).
+
+pub mod file_table;
+mod kube_table;
 
 use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use aero_crds::{AcpMapping, AeroLink, Authentication as LinkAuthentication};
 use aero_dataplane::ForwardingTable;
 use aero_dataplane::underlay::Underlay;
 use aero_dataplane::userspace::Forwarder;
-use aero_protocol::address::{Duid, Epoch, ServerId};
-use aero_protocol::server::{Authentication, Config, Event, Holder, Mapping, Server};
+use aero_protocol::address::{Duid, ServerId};
+use aero_protocol::server::{Authentication, Config, Event, Server};
 use aero_telemetry::admin::{self, Readiness};
 use aero_telemetry::shutdown;
 use anyhow::Context as _;
 use axum::routing::get;
 use axum::{Json, Router};
 use clap::Args;
-use futures::StreamExt;
-use ipnet::IpNet;
-use kube::runtime::watcher::{self, Event as Watched};
-use kube::runtime::{WatchStreamExt, reflector};
-use kube::{Api, Client, ResourceExt};
 use prometheus_client::registry::Registry;
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
@@ -40,6 +41,10 @@ pub struct ServerArgs {
     /// The AeroLink to serve.
     #[arg(long, env = "AERO_LINK", default_value = "default")]
     link: String,
+    /// Serve without Kubernetes: the shared table is this file (YAML or JSON), read again when it
+    /// changes and at SIGHUP. See docs/outside-hosts.md.
+    #[arg(long, env = "AERO_TABLE", value_name = "FILE")]
+    table: Option<PathBuf>,
     /// UDP port on the underlay.
     #[arg(long, env = "AERO_PORT", default_value_t = 8060)]
     port: u16,
@@ -72,7 +77,9 @@ pub async fn run(args: ServerArgs) -> anyhow::Result<()> {
     let table: Arc<dyn ForwardingTable> = forwarder.clone();
     let (driver, outgoing) = Driver::new(engine, Arc::clone(&table), report);
     let readiness = Readiness::default();
-    let (mappings_ready, link_ready) = (readiness.register("mappings"), readiness.register("link"));
+    let mappings_ready = readiness.register("mappings");
+    // A file names the link and its clients in one.
+    let link_ready = args.table.is_none().then(|| readiness.register("link"));
     let serving = readiness.register("serving");
     serving.ready();
     let mut registry = Registry::default();
@@ -83,15 +90,21 @@ pub async fn run(args: ServerArgs) -> anyhow::Result<()> {
     let stop = tokio_util::sync::CancellationToken::new();
     let mut admin =
         tokio::spawn(admin::serve(args.admin, readiness, registry, debug, stop.clone()));
-    let client = Client::try_default().await.context("there is no way to an API server")?;
     tracing::info!(id = %ServerId::from_underlay(first).address(), link = args.link, "serving {:?}", args.host_ips);
     let mut forwarding = tokio::spawn(forwarder.run());
     tokio::select! {
         () = driver.run(&underlay, control, outgoing) => {}
         ended = &mut forwarding => ended??,
         ended = &mut admin => ended??,
-        () = watch_mappings(&client, &driver, &args.link, &mappings_ready) => {}
-        () = watch_link(&client, &driver, &args.link, &link_ready) => {}
+        ended = async {
+            match (&args.table, &link_ready) {
+                (Some(file), _) => file_table::follow(file, &driver, &mappings_ready).await,
+                (None, Some(ready)) => {
+                    kube_table::follow(&driver, &args.link, &mappings_ready, ready).await
+                }
+                (None, None) => Ok(()),
+            }
+        } => ended?,
         () = async {
             token.cancelled().await;
             // Not ready: the endpoint goes, agents turn to other Servers. Until they have, this
@@ -131,97 +144,4 @@ fn list_neighbors(driver: &Driver<Server>) -> Value {
         });
         Value::Array(list.collect())
     })
-}
-
-/// Reads a row of the table; `None` for one that is not of this link or makes no sense.
-fn read_mapping(mapping: &AcpMapping, link: &str) -> Option<Mapping> {
-    let spec = &mapping.spec;
-    if spec.link_ref.name != link {
-        return None;
-    }
-    let holder = spec.holder.as_ref().and_then(|h| {
-        Some(Holder {
-            id: Uuid::parse_str(&h.pod_uid).ok()?,
-            name: format!("pod {}/{} on {}", spec.client_ref.namespace, h.pod_name, h.node),
-            underlay: h.underlay.iter().filter_map(|a| a.parse().ok()).collect(),
-        })
-    });
-    Some(Mapping {
-        prefix: spec.prefix.parse().ok()?,
-        client: Duid::from_uuid(Uuid::parse_str(&spec.client_id).ok()?),
-        epoch: Epoch(u64::try_from(spec.epoch).ok()?),
-        holder,
-    })
-}
-
-async fn watch_mappings(
-    client: &Client,
-    driver: &Driver<Server>,
-    link: &str,
-    ready: &admin::ReadyHandle,
-) {
-    let api: Api<AcpMapping> = Api::all(client.clone());
-    let mut stream = std::pin::pin!(aero_crds::watch(api, watcher::Config::default()));
-    // A list that replaces the whole table: what it does not name is removed at its end.
-    let mut listed: Option<Vec<IpNet>> = None;
-    while let Some(event) = stream.next().await {
-        let set = |m: &AcpMapping| {
-            let mapping = read_mapping(m, link)?;
-            let prefix = mapping.prefix;
-            driver.with(|engine, now| engine.set_mapping(mapping, now));
-            Some(prefix)
-        };
-        match event {
-            Ok(Watched::Init) => listed = Some(Vec::new()),
-            Ok(Watched::InitApply(m)) => {
-                if let (Some(prefix), Some(all)) = (set(&m), listed.as_mut()) {
-                    all.push(prefix);
-                }
-            }
-            Ok(Watched::InitDone) => {
-                let all = listed.take().unwrap_or_default();
-                driver.with(|engine, _| engine.retain_mappings(&all));
-                ready.ready();
-            }
-            Ok(Watched::Apply(m)) => drop(set(&m)),
-            Ok(Watched::Delete(m)) => {
-                if let Some(mapping) = read_mapping(&m, link) {
-                    driver.with(|engine, _| engine.remove_mapping(mapping.prefix));
-                }
-            }
-            // Leases go on from the copy of the table while the API server is away.
-            Err(e) => tracing::debug!("the watch of mappings broke and is tried again: {e}"),
-        }
-    }
-}
-
-async fn watch_link(
-    client: &Client,
-    driver: &Driver<Server>,
-    name: &str,
-    ready: &admin::ReadyHandle,
-) {
-    let api: Api<AeroLink> = Api::all(client.clone());
-    let config = watcher::Config::default().fields(&format!("metadata.name={name}"));
-    let (_, writer) = reflector::store();
-    let stream = aero_crds::watch(api, config).reflect(writer).applied_objects();
-    let mut stream = std::pin::pin!(stream);
-    while let Some(event) = stream.next().await {
-        let Ok(link) = event else { continue };
-        let pools = link.status.clone().map(|s| s.pools).unwrap_or_default();
-        let asps: Vec<IpNet> = pools.iter().filter_map(|p| p.prefix.parse().ok()).collect();
-        if asps.is_empty() {
-            ready.not_ready(format!("AeroLink {} has no pools yet", link.name_any()));
-            continue;
-        }
-        let lease = u64::try_from(link.spec.timers.lease_seconds).unwrap_or(40);
-        let authentication = match link.spec.authentication {
-            LinkAuthentication::NodeAddress => Authentication::NodeAddress,
-            LinkAuthentication::None => Authentication::None,
-        };
-        driver.with(|engine, _: Instant| {
-            engine.set_link(asps, Duration::from_secs(lease), authentication);
-        });
-        ready.ready();
-    }
 }
