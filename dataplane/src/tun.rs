@@ -4,6 +4,9 @@ use std::io;
 
 use tun::AbstractDevice;
 
+/// An open TUN device.
+pub type Device = tun::AsyncDevice;
+
 /// Opens the device, making it if it is not there. It stays when the process ends, so that the
 /// routes to it outlive a restart; [`remove`] takes it away.
 ///

@@ -1,16 +1,18 @@
-//! The AERO node agent: the agent of a Kubernetes node (many Clients in one node) and the
-//! Server, two roles of one program.
+//! The AERO node agent: the agent of a Kubernetes node (many Clients in one node), the Server,
+//! and the Client of a host outside Kubernetes: roles of one program.
 //!
 //! [`agent`] serves the CNI plugin ([`cni`]), attaches pods ([`attach`]) and speaks for them on
-//! the AERO link; [`server`] leases prefixes and forwards. Both drive an engine of the protocol
+//! the AERO link; [`server`] leases prefixes and forwards; [`client`] speaks for its own host. All drive an engine of the protocol
 //! crate ([`driver`]) and forward packets by the data plane crate.
 
 #![forbid(unsafe_code)]
 
 pub mod agent;
 pub mod attach;
+pub mod client;
 pub mod cni;
 pub mod driver;
+pub mod duid;
 pub mod metrics;
 pub mod server;
 pub mod sysctl;

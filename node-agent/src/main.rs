@@ -2,13 +2,14 @@
 
 #![forbid(unsafe_code)]
 
-use aero_node_agent::{agent, server};
+use aero_node_agent::{agent, client, server};
 use aero_telemetry::logs;
 use clap::{Parser, Subcommand};
 
 /// The AERO node agent. Runs as a DaemonSet (`agent`): attaches the pods of its node that an
 /// AeroClient selects, and carries their packets to wherever their correspondents run. Runs as
-/// the Servers of an AeroServer (`server`): leases prefixes and forwards between nodes.
+/// the Servers of an AeroServer (`server`): leases prefixes and forwards between nodes. Runs on a
+/// host outside Kubernetes (`client`): keeps its prefix wherever it goes.
 #[derive(Debug, Parser)]
 #[command(version)]
 struct Args {
@@ -23,7 +24,9 @@ enum Role {
     /// Serve the pods of this node.
     Agent(Box<agent::AgentArgs>),
     /// Serve the nodes of a link.
-    Server(server::ServerArgs),
+    Server(Box<server::ServerArgs>),
+    /// Keep a prefix on this host, wherever its underlay address goes.
+    Client(Box<client::ClientArgs>),
 }
 
 #[tokio::main]
@@ -32,6 +35,7 @@ async fn main() -> anyhow::Result<()> {
     logs::init(&args.logs)?;
     match args.role {
         Role::Agent(args) => agent::run(*args).await,
-        Role::Server(args) => server::run(args).await,
+        Role::Server(args) => server::run(*args).await,
+        Role::Client(args) => client::run(*args).await,
     }
 }

@@ -25,7 +25,7 @@ pub use netns::Netns;
 /// Every host interface of ours starts with this, and nothing else is ever deleted.
 pub const HOST_PREFIX: &str = "aero";
 /// Routes of ours carry this protocol number.
-const ROUTE_PROTOCOL: u8 = 86;
+pub(crate) const ROUTE_PROTOCOL: u8 = 86;
 const HOST_MAC: [u8; 6] = [0x02, 0xae, 0, 0, 0, 1];
 const POD_MAC: [u8; 6] = [0x02, 0xae, 0, 0, 0, 2];
 /// The gateway, as the pod sees it.

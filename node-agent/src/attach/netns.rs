@@ -12,7 +12,7 @@ use tokio::task::JoinHandle;
 
 /// Netlink in one namespace. Dropping it ends its task.
 pub struct Netns {
-    pub(super) handle: Handle,
+    pub(crate) handle: Handle,
     task: JoinHandle<()>,
 }
 

@@ -23,6 +23,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use uuid::Uuid;
 
 use crate::driver::Driver;
+use crate::duid;
 
 /// How often the file is looked at.
 const LOOK: Duration = Duration::from_secs(1);
@@ -135,7 +136,7 @@ impl FileTable {
     }
 
     fn add(&mut self, row: &Row, seen: &mut BTreeMap<Duid, u64>) -> Result<(), TableError> {
-        let Some(client) = parse_duid(&row.duid.value) else {
+        let Some(client) = duid::parse(&row.duid.value) else {
             let text = &row.duid.value;
             return at(&row.duid, format!("{text:?} is neither a UUID nor 3 to 130 bytes in hex"));
         };
@@ -192,24 +193,6 @@ fn prefix(text: &Spanned<String>) -> Result<IpNet, TableError> {
         Ok(p) => at(text, format!("{p} has bits behind its length; {} is meant?", p.trunc())),
         Err(_) => at(text, format!("{:?} is no prefix", text.value)),
     }
-}
-
-/// A DUID: the UUID of a DUID-UUID, or all bytes in hex, colons or not.
-pub fn parse_duid(text: &str) -> Option<Duid> {
-    if text.len() == 36
-        && let Ok(uuid) = Uuid::parse_str(text)
-    {
-        return Some(Duid::from_uuid(uuid));
-    }
-    let digits: Vec<u8> = text.bytes().filter(|b| *b != b':').collect();
-    let bytes: Option<Vec<u8>> = digits
-        .chunks(2)
-        .map(|pair| match std::str::from_utf8(pair) {
-            Ok(hex) if hex.len() == 2 => u8::from_str_radix(hex, 16).ok(),
-            _ => None,
-        })
-        .collect();
-    Duid::from_bytes(&bytes?)
 }
 
 /// A message of the YAML parser without its own account of where.

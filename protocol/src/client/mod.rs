@@ -269,6 +269,11 @@ impl Node {
         self.default
     }
 
+    /// The service prefixes of the link, as far as they are known.
+    pub fn asps(&self) -> &[IpNet] {
+        &self.config.asps
+    }
+
     /// A control packet that came from `from`.
     pub fn handle_packet(&mut self, from: LinkLayerAddress, packet: &[u8], now: Instant) {
         if let Err(why) = self.try_packet(from, packet, now) {

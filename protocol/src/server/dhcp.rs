@@ -94,7 +94,7 @@ impl Server {
         }
         if commits && !request.message.ia_pd.is_empty() {
             for prefix in prefixes {
-                self.bind(*prefix, request.from, now);
+                self.bind(*prefix, request.from, kind == Kind::Rebind, now);
             }
         }
         self.send_reply(request, &reply);

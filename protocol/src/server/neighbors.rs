@@ -36,8 +36,10 @@ pub(super) struct Departure {
 }
 
 impl Server {
-    /// Makes or renews the entry of `prefix`; tells the former node if it was another.
-    pub(super) fn bind(&mut self, prefix: IpNet, at: LinkLayerAddress, now: Instant) {
+    /// Makes or renews the entry of `prefix`; tells the former node if it was another. With
+    /// `roamed` (a Rebind) it is the same node at another address (draft -48 section 3.15.1):
+    /// nobody is told that the prefix left, what still comes from the address before is accepted.
+    pub(super) fn bind(&mut self, prefix: IpNet, at: LinkLayerAddress, roamed: bool, now: Instant) {
         let Some(mapping) = self.mappings.get(&prefix) else { return };
         let (epoch, client) = (mapping.epoch, mapping.client.clone());
         let until = now + self.config.lease;
@@ -55,8 +57,13 @@ impl Server {
         self.event(Event::Associated { prefix, at, moved_from, epoch });
         // A departure that is still being announced now has a successor to name, unless the
         // prefix came back to that very node.
+        let same_epoch = old.as_ref().is_some_and(|o| o.epoch == epoch);
         if let Some(from) = moved_from {
-            self.depart(prefix, from, Some(at), epoch, now);
+            if roamed && same_epoch {
+                self.change(Change::SetHandover { prefix, from, until: now + FORWARD_TIME });
+            } else {
+                self.depart(prefix, from, Some(at), epoch, now);
+            }
         } else if let Some(pending) = self.departures.get_mut(&prefix) {
             pending.successor = Some(at);
             if pending.to == at {
