@@ -153,6 +153,27 @@ pub fn prefix_of_aero_address(address: Ipv6Addr) -> Option<IpNet> {
     Ipv6Net::new(Ipv6Addr::from(iid << 64), 64).ok().map(IpNet::V6)
 }
 
+/// The ACP of the Client that calls itself by `address` and has a prefix of `length` (the Prefix
+/// Length of a Predirect or Redirect). `None` if `address` is not the AERO address of such an ACP.
+pub fn acp_of_aero_address(address: Ipv6Addr, length: u8) -> Option<IpNet> {
+    let longest = prefix_of_aero_address(address)?;
+    let acp = IpNet::new(longest.addr(), length).ok()?;
+    let base = acp.trunc() == acp && length <= longest.prefix_len();
+    (base && is_usable_acp(acp)).then_some(acp)
+}
+
+/// The AERO address that stands for the holder of a destination whose prefix length is not
+/// known: `fe80::` and the first 64 bits (draft -48, section 3.3).
+pub fn aero_address_of_host(host: IpAddr) -> Ipv6Addr {
+    aero_address(longest_acp_of_host(host))
+}
+
+/// The longest ACP that a host can be in: its /64, or its own address for IPv4.
+pub fn longest_acp_of_host(host: IpAddr) -> IpNet {
+    let length = if host.is_ipv4() { 32 } else { 64 };
+    IpNet::new(host, length).map_or(IpNet::from(host), |p| p.trunc())
+}
+
 /// The link-local address of a Server or Relay, unique on the link, from `fe80::/96`
 /// (draft -48, section 3.3). Zero is the anycast address and is not an identity.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -220,6 +241,21 @@ mod tests {
         }
         assert_eq!(prefix_of_aero_address("fe80::2".parse().unwrap()), None);
         assert_eq!(prefix_of_aero_address("2001:db8::1".parse().unwrap()), None);
+    }
+
+    #[test]
+    fn an_aero_address_and_a_prefix_length_give_the_acp_only_if_the_address_is_its_base() {
+        let acp = |a: &str, n| acp_of_aero_address(a.parse().unwrap(), n).map(|p| p.to_string());
+        let net = |s: &str| Some(s.to_string());
+        assert_eq!(acp("fe80::2001:db8:1000:2000", 56), net("2001:db8:1000:2000::/56"));
+        assert_eq!(acp("fe80::2001:db8:1000:2001", 56), None);
+        assert_eq!(acp("fe80::2001:db8:1:2", 64), net("2001:db8:1:2::/64"));
+        assert_eq!(acp("fe80::2001:db8:1:2", 65), None);
+        assert_eq!(acp("fe80::2001:db8:1:2", 0), None);
+        assert_eq!(acp("fe80::ffff:192.0.2.32", 28), net("192.0.2.32/28"));
+        assert_eq!(acp("fe80::2", 64), None);
+        let host = aero_address_of_host("2001:db8:1000:2001::7".parse().unwrap());
+        assert_eq!(host.to_string(), "fe80::2001:db8:1000:2001");
     }
 
     #[test]

@@ -14,6 +14,10 @@ use prefix_trie::PrefixMap;
 
 use crate::address::LinkLayerAddress;
 
+mod direct;
+
+use direct::DirectPaths;
+
 /// Where an inner packet goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum NextHop {
@@ -78,6 +82,24 @@ pub enum Change {
         from: LinkLayerAddress,
         /// Ignored from this time on.
         until: Instant,
+    },
+    /// Sends packets from the own prefix `source` to `destination` straight to a correspondent.
+    SetDirect {
+        /// Own prefix, exactly as its local route was set.
+        source: IpNet,
+        /// The correspondent's whole prefix.
+        destination: IpNet,
+        /// The correspondent.
+        to: LinkLayerAddress,
+        /// Ignored from this time on (ForwardTime).
+        until: Instant,
+    },
+    /// Sends them as the routes say again.
+    RemoveDirect {
+        /// As it was set.
+        source: IpNet,
+        /// As it was set.
+        destination: IpNet,
     },
 }
 
@@ -198,31 +220,41 @@ impl<T> Lpm<T> {
 
     /// The longest match that `live` accepts. Nearly always that is the longest of all, so the
     /// walk over all covering prefixes is left to the case that it is not.
-    fn longest_match(&self, address: IpAddr, live: impl Fn(&T) -> bool) -> Option<&T> {
+    fn longest_match(&self, address: IpAddr, live: impl Fn(&T) -> bool) -> Option<(IpNet, &T)> {
         match address {
             IpAddr::V4(a) => {
                 let host = Ipv4Net::from(a);
-                let (_, longest) = self.v4.get_lpm(&host)?;
-                if live(longest) {
-                    Some(longest)
+                let longest = self.v4.get_lpm(&host)?;
+                let found = if live(longest.1) {
+                    longest
                 } else {
-                    self.v4.cover_values(&host).filter(|t| live(t)).last()
-                }
+                    self.v4.cover(&host).filter(|(_, t)| live(t)).last()?
+                };
+                Some((found.0.into(), found.1))
             }
             IpAddr::V6(a) => {
                 let host = Ipv6Net::from(a);
-                let (_, longest) = self.v6.get_lpm(&host)?;
-                if live(longest) {
-                    Some(longest)
+                let longest = self.v6.get_lpm(&host)?;
+                let found = if live(longest.1) {
+                    longest
                 } else {
-                    self.v6.cover_values(&host).filter(|t| live(t)).last()
-                }
+                    self.v6.cover(&host).filter(|(_, t)| live(t)).last()?
+                };
+                Some((found.0.into(), found.1))
             }
         }
     }
 
     fn len(&self) -> usize {
         self.v4.len() + self.v6.len()
+    }
+
+    fn values(&self) -> impl Iterator<Item = &T> {
+        self.v4.values().chain(self.v6.values())
+    }
+
+    fn is_empty(&self) -> bool {
+        self.v4.is_empty() && self.v6.is_empty()
     }
 
     fn retain(&mut self, keep: impl Fn(&T) -> bool) {
@@ -242,6 +274,8 @@ pub struct Sizes {
     pub peers: usize,
     /// Hand-overs.
     pub handovers: usize,
+    /// Direct paths.
+    pub direct: usize,
 }
 
 /// The table as data.
@@ -251,6 +285,17 @@ pub struct Table {
     sources: Lpm<(LinkLayerAddress, Option<Instant>)>,
     peers: HashSet<LinkLayerAddress>,
     handovers: HashMap<LinkLayerAddress, Vec<(IpNet, Instant)>>,
+    direct: DirectPaths,
+}
+
+/// The fate of a packet from the network layer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Egress {
+    /// What to do with it.
+    pub disposition: Disposition,
+    /// It goes by a Server for want of a direct path: the engine may want to look for one
+    /// ([`Node::data_packet_by_server`](crate::client::Node::data_packet_by_server)).
+    pub by_server: bool,
 }
 
 impl Table {
@@ -270,6 +315,12 @@ impl Table {
                 list.retain(|(p, _)| p != prefix);
                 list.push((*prefix, *until));
             }
+            Change::SetDirect { source, destination, to, until } => {
+                self.direct.set(*source, *destination, *to, *until);
+            }
+            Change::RemoveDirect { source, destination } => {
+                self.direct.remove(*source, *destination);
+            }
         }
     }
 
@@ -281,6 +332,7 @@ impl Table {
             list.retain(|(_, until)| *until > now);
         }
         self.handovers.retain(|_, list| !list.is_empty());
+        self.direct.expire(now);
     }
 
     /// What the table holds at present.
@@ -290,6 +342,7 @@ impl Table {
             sources: self.sources.len(),
             peers: self.peers.len(),
             handovers: self.handovers.values().map(Vec::len).sum(),
+            direct: self.direct.len(),
         }
     }
 
@@ -300,15 +353,33 @@ impl Table {
 
     /// The fate of a packet that this node's network layer sends into the AERO interface.
     pub fn egress(&self, inner: Inner, now: Instant) -> Disposition {
-        let own = self.live_route(inner.source, now).is_some_and(|r| r.to == NextHop::Local);
-        if !own {
-            return Disposition::Drop(Drop::ForeignSource);
+        self.egress_path(inner, now).disposition
+    }
+
+    /// As [`Table::egress`], and whether a direct path is wanting.
+    ///
+    /// Three look-ups: the own prefix by inner source; a direct path by own prefix and inner
+    /// destination; else a route by inner destination.
+    pub fn egress_path(&self, inner: Inner, now: Instant) -> Egress {
+        let dropped = |why| Egress { disposition: Disposition::Drop(why), by_server: false };
+        let own = self.live_route(inner.source, now).filter(|(_, r)| r.to == NextHop::Local);
+        let Some((own, _)) = own else { return dropped(Drop::ForeignSource) };
+        if let Some(to) = self.direct.take(own, inner.destination, now) {
+            return Egress { disposition: Disposition::Tunnel(to), by_server: false };
         }
-        match self.live_route(inner.destination, now).map(|r| r.to) {
-            Some(NextHop::Neighbor(to)) => Disposition::Tunnel(to),
+        match self.live_route(inner.destination, now).map(|(_, r)| r.to) {
+            Some(NextHop::Neighbor(to)) => {
+                Egress { disposition: Disposition::Tunnel(to), by_server: true }
+            }
             // Local prefixes have host routes; what comes here all the same has lost its way.
-            Some(NextHop::Local) | None => Disposition::Drop(Drop::NoRoute),
+            Some(NextHop::Local) | None => dropped(Drop::NoRoute),
         }
+    }
+
+    /// The pairs of own and correspondent's prefix whose direct paths were taken since the last
+    /// call: Neighbor Unreachability Detection goes on while a path is in use, and only then.
+    pub fn take_used(&self) -> Vec<(IpNet, IpNet)> {
+        self.direct.take_used()
     }
 
     /// The fate of a packet that came out of a tunnel from `from`.
@@ -316,7 +387,7 @@ impl Table {
         if !self.accepts(from, inner, now) {
             return Disposition::Drop(Drop::OriginRefused);
         }
-        let Some(route) = self.live_route(inner.destination, now) else {
+        let Some((_, route)) = self.live_route(inner.destination, now) else {
             return Disposition::Drop(Drop::NoRoute);
         };
         match route.to {
@@ -334,14 +405,14 @@ impl Table {
         let by_source = self
             .sources
             .longest_match(inner.source, |(_, until)| until.is_none_or(|t| t > now))
-            .is_some_and(|(l2, _)| *l2 == from);
+            .is_some_and(|(_, (l2, _))| *l2 == from);
         by_source
             || self.handovers.get(&from).is_some_and(|list| {
                 list.iter().any(|(p, until)| *until > now && p.contains(&inner.destination))
             })
     }
 
-    fn live_route(&self, address: IpAddr, now: Instant) -> Option<&Route> {
+    fn live_route(&self, address: IpAddr, now: Instant) -> Option<(IpNet, &Route)> {
         self.routes.longest_match(address, |r| r.until.is_none_or(|t| t > now))
     }
 }
@@ -481,6 +552,32 @@ mod tests {
         let later = now + Duration::from_secs(30);
         assert_eq!(table.egress(packet, now), Disposition::Tunnel(l2("192.0.2.12:8061")));
         assert_eq!(table.egress(packet, later), Disposition::Tunnel(server));
+    }
+
+    #[test]
+    fn a_direct_path_is_for_one_pair_of_prefixes_and_tells_that_it_was_used() {
+        let (mut table, server) = client_table();
+        let now = Instant::now();
+        let own = "2001:db8:0:1::/64".parse().unwrap();
+        let other = "2001:db8:0:4::/64".parse().unwrap();
+        table.apply(&Change::SetRoute { prefix: other, route: route(NextHop::Local, false) });
+        let (destination, to) = ("2001:db8:0:2::/64".parse().unwrap(), l2("192.0.2.12:8061"));
+        let until = now + Duration::from_secs(30);
+        table.apply(&Change::SetDirect { source: own, destination, to, until });
+        let by_server = |disposition| Egress { disposition, by_server: true };
+        let agreed = inner("2001:db8:0:1::5", "2001:db8:0:2::77");
+        assert!(table.take_used().is_empty());
+        let direct = Egress { disposition: Disposition::Tunnel(to), by_server: false };
+        assert_eq!(table.egress_path(agreed, now), direct);
+        assert_eq!(table.take_used(), [(own, destination)]);
+        assert!(table.take_used().is_empty());
+        // The other Client of the node has agreed nothing.
+        let foreign = inner("2001:db8:0:4::5", "2001:db8:0:2::77");
+        assert_eq!(table.egress_path(foreign, now), by_server(Disposition::Tunnel(server)));
+        assert_eq!(table.egress_path(agreed, until), by_server(Disposition::Tunnel(server)));
+        assert!(table.take_used().is_empty());
+        table.apply(&Change::RemoveDirect { source: own, destination });
+        assert_eq!(table.egress_path(agreed, now), by_server(Disposition::Tunnel(server)));
     }
 
     #[test]

@@ -12,13 +12,14 @@
 //! virtual time.
 //!
 //! Read in this order: [`address`], [`wire`] (bytes), [`forwarding`] (the only influence on
-//! user data), [`client`], [`server`].
+//! user data), [`neighbor`], [`client`], [`server`].
 
 #![forbid(unsafe_code)]
 
 pub mod address;
 pub mod client;
 pub mod forwarding;
+pub mod neighbor;
 pub mod server;
 pub mod timers;
 pub mod wire;

@@ -177,6 +177,7 @@ impl Member {
                 link_id: 0,
                 node: format!("n{index}"),
                 seed,
+                optimize: true,
             }))),
             Kind::Server => Engine::Server(Box::new(server::Server::new(server::Config {
                 id: ServerId::from_underlay(self.outer.ip),

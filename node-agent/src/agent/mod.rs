@@ -140,6 +140,7 @@ pub async fn run(args: AgentArgs) -> anyhow::Result<()> {
         link_id: 0,
         node: args.node_name.clone(),
         seed: rand::rng().random(),
+        optimize: true,
     });
     let table: Arc<dyn ForwardingTable> = forwarder.clone();
     let (driver, outgoing) = Driver::new(engine, Arc::clone(&table), report);

@@ -131,6 +131,7 @@ pub async fn run(args: ClientArgs) -> anyhow::Result<()> {
         link_id: 0,
         node: client.to_string(),
         seed: rand::rng().random(),
+        optimize: true,
     });
     let table: Arc<dyn ForwardingTable> = forwarder.clone();
     let left = Arc::new(Notify::new());

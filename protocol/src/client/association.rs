@@ -277,6 +277,7 @@ impl Node {
                     self.timers.set(Timer::Association(id.clone(), from), now + t1);
                     self.learn_asps(message);
                     self.bound(&id, from, &prefixes, new, now);
+                    self.registered(&id, from, now);
                 }
                 Err((StatusCode::NoBinding, text)) => {
                     a.lease = None;

@@ -4,9 +4,13 @@
 //! itself, or the one Client of a host. Each Client has a lease at each Server
 //! ([`association`](self)), so the loss of a Server costs nothing. Servers are watched by
 //! Neighbor Unreachability Detection (`servers.rs`); all traffic without a better path goes
-//! through the default Server.
+//! through the default Server. Better paths are agreed in `route_optimization.rs`, watched in
+//! `reachability.rs`, and follow moves in `mobility.rs`.
 
 mod association;
+mod mobility;
+mod reachability;
+mod route_optimization;
 mod servers;
 mod sizes;
 
@@ -18,6 +22,9 @@ use rand::SeedableRng;
 use rand::rngs::StdRng;
 
 use association::{Association, Phase};
+use mobility::{Announcement, News};
+use route_optimization::Attempt;
+pub use route_optimization::{MAX_ATTEMPTS, MAX_CONTROL, MAX_REDIRECTED};
 pub use servers::Liveness;
 use servers::ServerState;
 pub use sizes::Sizes;
@@ -25,11 +32,12 @@ pub use sizes::Sizes;
 use crate::Output;
 use crate::address::{Duid, Epoch, LinkLayerAddress, prefix_of_aero_address};
 use crate::forwarding::{Change, NextHop, Route};
+use crate::neighbor::{Key, NeighborCache};
 use crate::timers::{FORWARD_TIME, Timers};
 use crate::wire::aero_options::Claim;
 use crate::wire::dhcpv6;
 use crate::wire::ip::{DHCP_CLIENT_PORT, Packet, Payload};
-use crate::wire::nd::{Nd, NdMessage, NdOption};
+use crate::wire::nd::{Nd, NdMessage};
 use crate::wire::{WireError, aero_options};
 
 /// A Server that has just come (back) is not made the default for this long while there is
@@ -47,6 +55,8 @@ pub struct Config {
     pub node: String,
     /// Seed for transaction ids, nonces and the spread of timers.
     pub seed: u64,
+    /// Look for direct paths, and let others send straight to this node.
+    pub optimize: bool,
 }
 
 /// A Client to speak for.
@@ -95,6 +105,31 @@ pub enum Event {
         /// The Client.
         client: Duid,
     },
+    /// Packets of a pair go straight to the correspondent from now on.
+    PathOpened {
+        /// Our ACP.
+        own: IpNet,
+        /// The correspondent's.
+        peer: IpNet,
+        /// Where it is.
+        to: LinkLayerAddress,
+    },
+    /// Packets of a pair go by a Server again.
+    PathLost {
+        /// Our ACP.
+        own: IpNet,
+        /// The correspondent's.
+        peer: IpNet,
+        /// Why.
+        why: PathLost,
+    },
+    /// A message about direct paths was understood and not acted upon.
+    Ignored {
+        /// Its outer source.
+        from: LinkLayerAddress,
+        /// Why.
+        why: Ignored,
+    },
     /// A Server answers.
     ServerUp(LinkLayerAddress),
     /// A Server does not answer any more.
@@ -115,6 +150,39 @@ pub enum Muted {
     Moved(Epoch),
     /// All Servers refused, or all leases ran out.
     LeaseLost,
+}
+
+/// Why a direct path is not used any more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum PathLost {
+    /// Three solicitations without an answer.
+    Unreachable,
+    /// The correspondent, or we, moved.
+    Moved,
+    /// Not used for FORWARD_TIME.
+    Idle,
+}
+
+/// Why a message about direct paths was not acted upon. The names are those of counters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Ignored {
+    /// Direct paths are turned off here.
+    Unwilling,
+    /// For an ACP that is not served here.
+    NotServed,
+    /// An ACP that does not belong to the sender's address, to the packet that it is about, or
+    /// to the link.
+    BadPrefix,
+    /// No link-layer address that could be sent to.
+    NoLinkLayer,
+    /// A Redirect that nothing was asked for.
+    NotAsked,
+    /// The nonce is not the one that was sent.
+    WrongNonce,
+    /// Of or about a neighbour that there is no entry for, or not from where it is.
+    NoEntry,
+    /// There is no room for another neighbour.
+    CacheFull,
 }
 
 /// How a Client stands.
@@ -138,6 +206,9 @@ enum Timer {
     Probe(LinkLayerAddress),
     LastLease(Duid),
     Departed(IpNet),
+    Neighbor(Key),
+    Announcement(Key),
+    Attempts,
 }
 
 #[derive(Debug)]
@@ -147,6 +218,8 @@ struct Client {
     served: bool,
     detached: bool,
     refusal: Option<String>,
+    /// The underlay address changed, and correspondents have not been told yet.
+    announce: bool,
     associations: BTreeMap<LinkLayerAddress, Association>,
 }
 
@@ -160,6 +233,14 @@ pub struct Node {
     routed: Vec<IpNet>,
     /// Prefixes that left this node, and until when what comes for them is sent on.
     departed: BTreeMap<IpNet, Instant>,
+    neighbors: NeighborCache,
+    /// Predirects by own ACP and the longest prefix that the destination can be in.
+    attempts: BTreeMap<(IpNet, IpNet), Attempt>,
+    /// When attempts that are over were last removed.
+    swept: Option<Instant>,
+    announcements: BTreeMap<Key, Announcement>,
+    /// The time since 1970 at a moment.
+    clock: Option<(Instant, Duration)>,
     timers: Timers<Timer>,
     rng: StdRng,
     outputs: VecDeque<Output<Event>>,
@@ -176,6 +257,11 @@ impl Node {
             default: None,
             routed: Vec::new(),
             departed: BTreeMap::new(),
+            neighbors: NeighborCache::default(),
+            attempts: BTreeMap::new(),
+            swept: None,
+            announcements: BTreeMap::new(),
+            clock: None,
             timers: Timers::default(),
             rng,
             outputs: VecDeque::new(),
@@ -210,6 +296,7 @@ impl Node {
             served,
             detached: false,
             refusal: None,
+            announce: false,
             associations: BTreeMap::new(),
         };
         self.clients.insert(id.clone(), client);
@@ -219,11 +306,17 @@ impl Node {
         }
     }
 
-    /// The Client left this node: releases its leases, and for FORWARD_TIME sends on to the
-    /// default Server what still comes for it.
+    /// The Client left this node: tells its correspondents, releases its leases, and for
+    /// FORWARD_TIME sends on to the default Server what still comes for it.
     pub fn detach(&mut self, id: &Duid, now: Instant) {
         let Some(client) = self.clients.get_mut(id) else { return };
         client.detached = true;
+        let epoch = client.spec.claim.map(|c| c.epoch);
+        if let Some(via) = self.default.filter(|_| client.served) {
+            for own in client.prefixes.clone() {
+                self.announce(own, via, News::Left { epoch, successor: None }, now);
+            }
+        }
         self.unserve(id, now);
         let Some(client) = self.clients.get(id) else { return };
         let servers: Vec<_> = client.associations.keys().copied().collect();
@@ -233,8 +326,10 @@ impl Node {
         self.reap(id);
     }
 
-    /// The node's underlay address changed: tells every Server from the new one, at once.
+    /// The node's underlay address changed: tells every Server from the new one, at once, and
+    /// correspondents as soon as a Server has taken note.
     pub fn underlay_changed(&mut self, now: Instant) {
+        self.suspend_paths(now);
         let all: Vec<_> = self
             .clients
             .iter()
@@ -289,6 +384,9 @@ impl Node {
                 Timer::Probe(server) => self.probe_due(server, now),
                 Timer::LastLease(id) => self.check_lease(&id, now),
                 Timer::Departed(prefix) => self.route_departed(prefix, now),
+                Timer::Neighbor(key) => self.neighbor_due(key, now),
+                Timer::Attempts => self.sweep_attempts(now),
+                Timer::Announcement(key) => self.announcement_due(key, now),
             }
         }
     }
@@ -299,59 +397,93 @@ impl Node {
         bytes: &[u8],
         now: Instant,
     ) -> Result<(), WireError> {
-        // A Client reacts to its Servers only: they are its trust anchors (section 3.8).
-        if !self.servers.contains_key(&from) {
-            return Err(WireError::BadAddress);
-        }
         let packet = Packet::parse(bytes)?;
+        // A Client reacts to its Servers only: they are its trust anchors (section 3.8). The
+        // exception are solicitations and their answers between neighbours.
+        let from_server = self.servers.contains_key(&from);
         match packet.payload {
-            Payload::Udp { destination: DHCP_CLIENT_PORT, data, .. } => {
+            Payload::Udp { destination: DHCP_CLIENT_PORT, data, .. } if from_server => {
                 let message = dhcpv6::Message::parse(data)?;
                 self.dhcp_answer(from, packet.source, &message, now)
             }
-            Payload::Icmpv6 { .. } => self.neighbor_discovery(from, &Nd::parse(&packet)?, now),
-            Payload::Udp { .. } => Err(WireError::Unsupported),
+            Payload::Icmpv6 { .. } if from_server => {
+                self.neighbor_discovery(from, &Nd::parse(&packet)?, now)
+            }
+            Payload::Icmpv6 { .. } => self.straight_from_neighbor(from, &Nd::parse(&packet)?, now),
+            Payload::Udp { .. } if from_server => Err(WireError::Unsupported),
+            Payload::Udp { .. } => Err(WireError::BadAddress),
         }
     }
 
+    /// What comes straight from another Client.
+    fn straight_from_neighbor(
+        &mut self,
+        from: LinkLayerAddress,
+        nd: &Nd,
+        now: Instant,
+    ) -> Result<(), WireError> {
+        let outcome = match nd.message {
+            NdMessage::Solicitation { .. } => self.solicited(from, nd, now),
+            NdMessage::Advertisement { solicited: true, .. } => self.advertised(from, nd, now),
+            _ => return Err(WireError::BadAddress),
+        };
+        self.ignore(from, outcome)
+    }
+
+    /// What comes from a Server: its own, or passed on from another Client.
     fn neighbor_discovery(
         &mut self,
         from: LinkLayerAddress,
         nd: &Nd,
         now: Instant,
     ) -> Result<(), WireError> {
+        let of_client = prefix_of_aero_address(nd.source).is_some();
         match nd.message {
+            NdMessage::Advertisement { solicited: true, .. } if of_client => {
+                let outcome = self.advertised(from, nd, now);
+                self.ignore(from, outcome)
+            }
             NdMessage::Advertisement { solicited: true, .. } => self.probe_answered(from, nd, now),
-            NdMessage::Advertisement { solicited: false, target, .. } => {
+            NdMessage::Advertisement { .. } if of_client => {
+                let outcome = self.told_of_move(nd, now);
+                self.ignore(from, outcome)
+            }
+            NdMessage::Advertisement { target, .. } => {
                 let prefix = prefix_of_aero_address(target).ok_or(WireError::BadAddress)?;
                 let epoch = nd.epoch().ok_or(WireError::Unsupported)?;
-                self.moved_away(prefix, epoch, now);
+                let successor = nd.target_link_layers().find_map(|o| o.address);
+                self.moved_away(prefix, epoch, (from, successor), now);
                 Ok(())
             }
+            // Times are not touched: this tells nothing about the direct path.
             NdMessage::Solicitation { target } => {
-                let prefix = prefix_of_aero_address(target).ok_or(WireError::BadAddress)?;
-                let serves =
-                    |c: &Client| c.served && c.prefixes.iter().any(|p| p.contains(&prefix));
-                if !self.clients.values().any(serves) {
-                    return Err(WireError::BadAddress);
-                }
-                let message =
-                    NdMessage::Advertisement { solicited: true, override_cached: false, target };
-                let options = nd.nonce().map(|n| NdOption::Nonce(n.to_vec())).into_iter().collect();
-                let answer = Nd { source: target, destination: nd.source, message, options };
-                self.send(from, answer.emit()?);
+                let own = self.served_at(target).ok_or(WireError::BadAddress)?;
+                self.answer_solicitation(own, nd, from);
                 Ok(())
             }
-            // Not acted on yet: all traffic goes by a Server.
-            NdMessage::Redirect { .. }
-            | NdMessage::RouterSolicitation
-            | NdMessage::RouterAdvertisement { .. } => Err(WireError::Unsupported),
+            NdMessage::Redirect { predirect, .. } => {
+                let outcome = if predirect {
+                    self.predirected(from, nd, now)
+                } else {
+                    self.redirected(nd, now)
+                };
+                self.ignore(from, outcome)
+            }
+            NdMessage::RouterSolicitation | NdMessage::RouterAdvertisement { .. } => {
+                Err(WireError::Unsupported)
+            }
         }
     }
 
     /// A Server says that a prefix went elsewhere. An epoch that is not newer than our own claim
     /// is about an earlier move.
-    fn moved_away(&mut self, prefix: IpNet, epoch: Epoch, now: Instant) {
+    fn moved_away(
+        &mut self,
+        prefix: IpNet,
+        epoch: Epoch,
+        (told_by, successor): (LinkLayerAddress, Option<LinkLayerAddress>),
+        now: Instant,
+    ) {
         let ours = |c: &Client| {
             c.prefixes.iter().any(|p| p.contains(&prefix))
                 && c.spec.claim.is_none_or(|claim| epoch > claim.epoch)
@@ -369,6 +501,12 @@ impl Node {
             }
         }
         let served = client.served;
+        if served {
+            let what = News::Left { epoch: Some(epoch), successor };
+            for own in client.prefixes.clone() {
+                self.announce(own, told_by, what, now);
+            }
+        }
         self.unserve(&id, now);
         if served {
             self.event(Event::Muted { client: id.clone(), why: Muted::Moved(epoch) });
@@ -387,9 +525,11 @@ impl Node {
         client.served = true;
         client.prefixes = prefixes.to_vec();
         for prefix in stale {
+            self.prefix_left(prefix);
             self.change(Change::RemoveRoute { prefix });
         }
         for prefix in prefixes {
+            self.prefix_arrived(*prefix);
             self.departed.remove(prefix);
             self.timers.cancel(&Timer::Departed(*prefix));
             let route = Route { to: NextHop::Local, transit: false, until: None };
@@ -406,6 +546,7 @@ impl Node {
         client.served = false;
         let prefixes = client.prefixes.clone();
         for prefix in prefixes {
+            self.prefix_left(prefix);
             self.departed.insert(prefix, now + FORWARD_TIME);
             self.timers.set(Timer::Departed(prefix), now + FORWARD_TIME);
             self.route_departed(prefix, now);

@@ -13,6 +13,12 @@ pub struct Sizes {
     pub servers: usize,
     /// Prefixes that left and are still sent on.
     pub departed: usize,
+    /// Dynamic neighbour cache entries.
+    pub neighbors: usize,
+    /// Destinations that Predirects were sent for.
+    pub attempts: usize,
+    /// Correspondents that are being told of a move.
+    pub announcements: usize,
     /// Armed timers.
     pub timers: usize,
     /// Outputs that nobody has taken yet.
@@ -27,6 +33,9 @@ impl Node {
             associations: self.clients.values().map(|c| c.associations.len()).sum(),
             servers: self.servers.len(),
             departed: self.departed.len(),
+            neighbors: self.neighbors.len(),
+            attempts: self.attempts.len(),
+            announcements: self.announcements.len(),
             timers: self.timers.len(),
             outputs: self.outputs.len(),
         }

@@ -50,7 +50,7 @@ impl Server {
                 let reply = self.reply(&request, Kind::Reply);
                 self.send_reply(&request, &reply);
             }
-            Kind::Release => self.release(&request),
+            Kind::Release => self.release(&request, now),
             Kind::Decline => self.decline(&request),
             _ => match self.authorize(&request) {
                 Decision::Wait(_) if may_wait => self.park(request, now),
@@ -94,7 +94,8 @@ impl Server {
         }
         if commits && !request.message.ia_pd.is_empty() {
             for prefix in prefixes {
-                self.bind(*prefix, request.from, kind == Kind::Rebind, now);
+                let at = (request.from, link_id(&request.message));
+                self.bind(*prefix, at, kind == Kind::Rebind, now);
             }
         }
         self.send_reply(request, &reply);
@@ -135,7 +136,7 @@ impl Server {
     }
 
     /// Section 18.3.7. A Release of a node that the prefix has left already changes nothing.
-    fn release(&mut self, request: &Request) {
+    fn release(&mut self, request: &Request, now: Instant) {
         let client = request.message.client.as_ref();
         let held: Vec<(IpNet, bool)> = self
             .neighbors
@@ -154,6 +155,7 @@ impl Server {
         for (prefix, here) in held {
             if here {
                 self.end_neighbor(prefix, Ended::Released);
+                self.remember_former(prefix, request.from, now);
             }
         }
         self.send_reply(request, &reply);
@@ -182,12 +184,8 @@ impl Server {
             reply.ia_na.push(IaNa { id: ia.id, has_addresses: false, status });
         }
         if m.requested.contains(&OPTION_VENDOR_OPTS) {
-            let link_id = m.aero.iter().find_map(|o| match o {
-                AeroOption::LinkRequest { link_id, .. } => Some(*link_id),
-                _ => None,
-            });
             reply.aero.push(AeroOption::LinkReply {
-                link_id: link_id.unwrap_or(0),
+                link_id: link_id(m),
                 address: request.from,
                 asps: self.config.asps.clone(),
             });
@@ -206,4 +204,13 @@ impl Server {
             Err(why) => self.event(Event::Dropped { from: request.from, why }),
         }
     }
+}
+
+/// The link that a message comes over; 0 if it does not say.
+fn link_id(message: &Message) -> u8 {
+    let id = message.aero.iter().find_map(|o| match o {
+        AeroOption::LinkRequest { link_id, .. } => Some(*link_id),
+        _ => None,
+    });
+    id.unwrap_or(0)
 }

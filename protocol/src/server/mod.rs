@@ -5,11 +5,12 @@
 //! A lease makes a static neighbour cache entry ([`Neighbor`]) and its routes.
 //!
 //! [`dhcp`](self) answers live in `dhcp.rs`, who may have what in `authorization.rs`, the entries
-//! in `neighbors.rs`.
+//! in `neighbors.rs`, what Clients tell each other in `redirect.rs`.
 
 mod authorization;
 mod dhcp;
 mod neighbors;
+mod redirect;
 mod sizes;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
@@ -21,6 +22,7 @@ use uuid::Uuid;
 
 pub use authorization::{Authentication, Refusal};
 pub use neighbors::Neighbor;
+pub use redirect::{Disposition, NotPassed};
 pub use sizes::Sizes;
 
 use crate::Output;
@@ -106,6 +108,13 @@ pub enum Event {
         /// Why.
         why: Refusal,
     },
+    /// A message between Clients was not passed on.
+    NotPassed {
+        /// Its outer source.
+        from: LinkLayerAddress,
+        /// Why.
+        why: NotPassed,
+    },
     /// A control packet was dropped.
     Dropped {
         /// Its outer source.
@@ -132,6 +141,7 @@ pub enum Ended {
 enum Timer {
     Lease(IpNet),
     Departure(IpNet),
+    Former(IpNet),
     Parked(u64),
 }
 
@@ -153,6 +163,7 @@ pub struct Server {
     neighbors: BTreeMap<IpNet, Neighbor>,
     by_address: HashMap<Ipv6Addr, IpNet>,
     departures: BTreeMap<IpNet, neighbors::Departure>,
+    redirects: redirect::Redirects,
     parked: BTreeMap<u64, Request>,
     next_parked: u64,
     timers: Timers<Timer>,
@@ -169,6 +180,7 @@ impl Server {
             neighbors: BTreeMap::new(),
             by_address: HashMap::new(),
             departures: BTreeMap::new(),
+            redirects: redirect::Redirects::default(),
             parked: BTreeMap::new(),
             next_parked: 0,
             timers: Timers::default(),
@@ -244,6 +256,7 @@ impl Server {
             match timer {
                 Timer::Lease(prefix) => self.end_neighbor(prefix, Ended::Expired),
                 Timer::Departure(prefix) => self.advertise_departure(prefix, now),
+                Timer::Former(prefix) => self.forget_former(prefix),
                 Timer::Parked(id) => {
                     if let Some(request) = self.parked.remove(&id) {
                         self.answer(request, false, now);
@@ -272,7 +285,14 @@ impl Server {
                 self.answer(request, true, now);
                 Ok(())
             }
-            Payload::Icmpv6 { .. } => self.neighbor_discovery(from, &Nd::parse(&packet)?),
+            Payload::Icmpv6 { .. } => {
+                let nd = Nd::parse(&packet)?;
+                if nd.destination == self.config.id.address() || nd.destination == SERVER_ANYCAST {
+                    return self.neighbor_discovery(from, &nd);
+                }
+                self.pass_on(from, &nd, bytes, now);
+                Ok(())
+            }
             Payload::Udp { .. } => Err(WireError::Unsupported),
         }
     }
@@ -284,8 +304,7 @@ impl Server {
         let NdMessage::Solicitation { target } = nd.message else {
             return Err(WireError::Unsupported);
         };
-        let to_us = |a: Ipv6Addr| a == own || a == SERVER_ANYCAST;
-        if !to_us(nd.destination) || !to_us(target) {
+        if target != own && target != SERVER_ANYCAST {
             return Err(WireError::BadAddress);
         }
         let known = self

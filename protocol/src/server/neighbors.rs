@@ -8,7 +8,7 @@ use super::{Ended, Event, Mapping, Server, Timer};
 use crate::Output;
 use crate::address::{Duid, Epoch, LinkLayerAddress, aero_address};
 use crate::forwarding::{Change, NextHop, Route};
-use crate::timers::{FORWARD_TIME, MAX_NEIGHBOR_ADVERTISEMENT, RETRANS_TIMER};
+use crate::timers::{MAX_NEIGHBOR_ADVERTISEMENT, RETRANS_TIMER};
 use crate::wire::nd::{LinkLayerOption, Nd, NdMessage, NdOption};
 
 /// A static entry: a Client with a lease.
@@ -20,6 +20,8 @@ pub struct Neighbor {
     pub client: Duid,
     /// Where packets for it go.
     pub link_layer: LinkLayerAddress,
+    /// The Link ID under which that is registered.
+    pub link_id: u8,
     /// The epoch under which it got the lease.
     pub epoch: Epoch,
     /// When the lease ends.
@@ -39,11 +41,17 @@ impl Server {
     /// Makes or renews the entry of `prefix`; tells the former node if it was another. With
     /// `roamed` (a Rebind) it is the same node at another address (draft -48 section 3.15.1):
     /// nobody is told that the prefix left, what still comes from the address before is accepted.
-    pub(super) fn bind(&mut self, prefix: IpNet, at: LinkLayerAddress, roamed: bool, now: Instant) {
+    pub(super) fn bind(
+        &mut self,
+        prefix: IpNet,
+        (at, link_id): (LinkLayerAddress, u8),
+        roamed: bool,
+        now: Instant,
+    ) {
         let Some(mapping) = self.mappings.get(&prefix) else { return };
         let (epoch, client) = (mapping.epoch, mapping.client.clone());
         let until = now + self.config.lease;
-        let entry = Neighbor { prefix, client, link_layer: at, epoch, until };
+        let entry = Neighbor { prefix, client, link_layer: at, link_id, epoch, until };
         let old = self.neighbors.insert(prefix, entry);
         self.by_address.insert(aero_address(prefix), prefix);
         self.timers.set(Timer::Lease(prefix), until);
@@ -60,7 +68,7 @@ impl Server {
         let same_epoch = old.as_ref().is_some_and(|o| o.epoch == epoch);
         if let Some(from) = moved_from {
             if roamed && same_epoch {
-                self.change(Change::SetHandover { prefix, from, until: now + FORWARD_TIME });
+                self.accept_handover(prefix, from, now);
             } else {
                 self.depart(prefix, from, Some(at), epoch, now);
             }
@@ -92,6 +100,7 @@ impl Server {
         let Some(entry) = self.neighbors.remove(&prefix) else { return };
         self.by_address.remove(&aero_address(prefix));
         self.timers.cancel(&Timer::Lease(prefix));
+        self.forget_tokens(prefix);
         self.change(Change::RemoveRoute { prefix });
         self.change(Change::RemoveSource { prefix });
         self.event(Event::Ended { prefix, at: entry.link_layer, why });
@@ -106,7 +115,7 @@ impl Server {
         epoch: Epoch,
         now: Instant,
     ) {
-        self.change(Change::SetHandover { prefix, from, until: now + FORWARD_TIME });
+        self.remember_former(prefix, from, now);
         let left = MAX_NEIGHBOR_ADVERTISEMENT;
         self.departures.insert(prefix, Departure { to: from, successor, epoch, left });
         self.advertise_departure(prefix, now);
@@ -139,7 +148,7 @@ impl Server {
         }
     }
 
-    fn change(&mut self, change: Change) {
+    pub(super) fn change(&mut self, change: Change) {
         self.outputs.push_back(Output::Forward(change));
     }
 }

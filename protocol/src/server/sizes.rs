@@ -11,6 +11,10 @@ pub struct Sizes {
     pub neighbors: usize,
     /// Nodes that are being told that a prefix left them.
     pub departures: usize,
+    /// Nodes that a prefix left not long ago.
+    pub former: usize,
+    /// Clients whose messages to others are counted.
+    pub limited: usize,
     /// Claims that wait for the table.
     pub parked: usize,
     /// Armed timers.
@@ -26,6 +30,8 @@ impl Server {
             mappings: self.mappings.len(),
             neighbors: self.neighbors.len(),
             departures: self.departures.len(),
+            former: self.redirects.former.len(),
+            limited: self.redirects.buckets.len(),
             parked: self.parked.len(),
             timers: self.timers.len(),
             outputs: self.outputs.len(),

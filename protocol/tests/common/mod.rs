@@ -13,6 +13,8 @@
 )]
 // Each test binary uses its own part.
 
+pub mod talk;
+
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
@@ -142,6 +144,7 @@ impl Link {
             link_id: 0,
             node: format!("n{n}"),
             seed: u64::from(n),
+            optimize: true,
         });
         let role = NodeBox { engine, table: Table::default(), events: Vec::new() };
         self.roles.insert(at, Role::Node(role));
