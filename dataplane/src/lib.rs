@@ -6,12 +6,14 @@
 
 mod counters;
 mod table;
+mod trigger;
 pub mod tun;
 pub mod underlay;
 pub mod userspace;
 
 pub use counters::{Counters, Snapshot};
 pub use table::ForwardingTable;
+pub use trigger::{Trigger, Triggers};
 
 /// Bytes that a tunnel adds over an IPv6 underlay: IPv6 and UDP headers.
 pub const ENCAPSULATION: u16 = 48;

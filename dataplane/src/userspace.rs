@@ -2,17 +2,19 @@
 
 use std::io;
 use std::sync::atomic::Ordering::Relaxed;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use aero_protocol::address::LinkLayerAddress;
 use aero_protocol::forwarding::{Change, Disposition, Drop, Inner, Table};
 use aero_protocol::wire::{Class, classify};
+use ipnet::IpNet;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
 use crate::counters::{Counters, Snapshot};
 use crate::table::ForwardingTable;
+use crate::trigger::{Trigger, Triggers};
 use crate::underlay::Underlay;
 
 /// Largest datagram.
@@ -36,6 +38,7 @@ pub struct Forwarder {
     underlay: Arc<Underlay>,
     device: Option<tun::AsyncDevice>,
     control: mpsc::Sender<Control>,
+    triggers: OnceLock<Triggers>,
 }
 
 impl Forwarder {
@@ -52,7 +55,16 @@ impl Forwarder {
             underlay,
             device,
             control,
+            triggers: OnceLock::new(),
         })
+    }
+
+    /// From now on reports packets that go by a Server for want of a direct path. To be asked
+    /// once: a second receiver hears nothing.
+    pub fn triggers(&self) -> mpsc::Receiver<Trigger> {
+        let (triggers, receiver) = Triggers::channel();
+        let _ = self.triggers.set(triggers);
+        receiver
     }
 
     /// Forwards until the future is dropped.
@@ -110,8 +122,14 @@ impl Forwarder {
                 self.counters.dropped(Drop::Malformed);
                 continue;
             };
-            let disposition = self.look_up(|table| table.egress(inner, Instant::now()));
-            self.dispose(disposition, packet).await;
+            let now = Instant::now();
+            let egress = self.look_up(|table| table.egress_path(inner, now));
+            self.dispose(egress.disposition, packet).await;
+            if egress.by_server
+                && let Some(triggers) = self.triggers.get()
+            {
+                triggers.offer(inner, packet, now);
+            }
         }
     }
 
@@ -124,7 +142,7 @@ impl Forwarder {
         self.dispose(disposition, packet).await;
     }
 
-    fn look_up(&self, ask: impl FnOnce(&Table) -> Disposition) -> Disposition {
+    fn look_up<T>(&self, ask: impl FnOnce(&Table) -> T) -> T {
         ask(&self.table.read().unwrap_or_else(PoisonError::into_inner))
     }
 
@@ -153,6 +171,10 @@ impl Forwarder {
 impl ForwardingTable for Forwarder {
     fn apply(&self, change: &Change) {
         self.table.write().unwrap_or_else(PoisonError::into_inner).apply(change);
+    }
+
+    fn take_used(&self) -> Vec<(IpNet, IpNet)> {
+        self.look_up(Table::take_used)
     }
 
     fn counters(&self) -> Snapshot {

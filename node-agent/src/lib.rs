@@ -14,5 +14,6 @@ pub mod cni;
 pub mod driver;
 pub mod duid;
 pub mod metrics;
+pub mod paths;
 pub mod server;
 pub mod sysctl;

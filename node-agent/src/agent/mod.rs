@@ -32,7 +32,7 @@ use uuid::Uuid;
 use crate::attach;
 use crate::cni::{conflist, server as cni_server};
 use crate::driver::Driver;
-use crate::{metrics, sysctl};
+use crate::{metrics, paths, sysctl};
 use journal::Journal;
 use watch::Watches;
 
@@ -86,7 +86,10 @@ pub struct AgentArgs {
     /// This agent's DaemonSet: when it is gone at the end, everything is taken off the node.
     #[arg(long, env = "AERO_DAEMONSET", default_value = "aero-agent")]
     daemonset: String,
-    /// Address of /healthz, /readyz and /metrics.
+    /// Look for direct paths to other nodes, and let them send straight to this one.
+    #[arg(long, env = "AERO_OPTIMIZE", default_value_t = true, action = clap::ArgAction::Set)]
+    optimize: bool,
+    /// Address of /healthz, /readyz, /metrics and /debug/correspondents.
     #[arg(long, env = "AERO_ADMIN", default_value = "[::]:9061")]
     admin: SocketAddr,
 }
@@ -140,16 +143,23 @@ pub async fn run(args: AgentArgs) -> anyhow::Result<()> {
         link_id: 0,
         node: args.node_name.clone(),
         seed: rand::rng().random(),
-        optimize: true,
+        optimize: args.optimize,
     });
     let table: Arc<dyn ForwardingTable> = forwarder.clone();
     let (driver, outgoing) = Driver::new(engine, Arc::clone(&table), report);
+    driver.with(paths::set_clock);
+    let triggers = forwarder.triggers();
     let readiness = Readiness::default();
     let (cni_ready, servers_ready) = (readiness.register("cni"), readiness.register("servers"));
     let mut registry = Registry::default();
-    metrics::register(&mut registry, table);
+    metrics::register(&mut registry, Arc::clone(&table));
+    paths::register(&mut registry, Arc::clone(&driver));
     let stop = tokio_util::sync::CancellationToken::new();
-    let extra = axum::Router::new();
+    let correspondents = Arc::clone(&driver);
+    let extra = axum::Router::new().route(
+        "/debug/correspondents",
+        axum::routing::get(move || async move { axum::Json(paths::list(&correspondents)) }),
+    );
     let mut admin =
         tokio::spawn(admin::serve(args.admin, readiness, registry, extra, stop.clone()));
     let client = Client::try_default().await.context("there is no way to an API server")?;
@@ -182,6 +192,7 @@ pub async fn run(args: AgentArgs) -> anyhow::Result<()> {
     let mut forwarding = tokio::spawn(forwarder.run());
     tokio::select! {
         () = driver.run(&underlay, control, outgoing) => {}
+        () = paths::watch(&driver, &*table, triggers) => {}
         ended = &mut forwarding => ended??,
         ended = &mut admin => ended??,
         () = cni_server::serve(listener, Arc::clone(&agent)) => {}
@@ -198,6 +209,7 @@ pub async fn run(args: AgentArgs) -> anyhow::Result<()> {
 }
 
 fn report(event: Event) {
+    let Some(event) = paths::report(event) else { return };
     match event {
         Event::Delegated { client, server, prefixes, new: true } => {
             tracing::info!(%client, %server, ?prefixes, "delegated");
@@ -211,6 +223,8 @@ fn report(event: Event) {
         Event::ServerUp(server) => tracing::info!(%server, "Server answers"),
         Event::ServerDown(server) => tracing::warn!(%server, "Server does not answer any more"),
         Event::Dropped { from, why } => tracing::debug!(%from, "control packet dropped: {why}"),
+        // Reported before.
+        Event::PathOpened { .. } | Event::PathLost { .. } | Event::Ignored { .. } => {}
     }
 }
 

@@ -33,7 +33,7 @@ use rand::Rng;
 use tokio::sync::{Notify, mpsc};
 
 use crate::driver::Driver;
-use crate::{attach, duid, metrics};
+use crate::{attach, duid, metrics, paths};
 
 /// Control packets that wait for the engine at most.
 const CONTROL_QUEUE: usize = 1024;
@@ -140,13 +140,16 @@ pub async fn run(args: ClientArgs) -> anyhow::Result<()> {
         move |event| report(event, &left)
     };
     let (driver, outgoing) = Driver::new(engine, Arc::clone(&table), on_event);
+    driver.with(paths::set_clock);
+    let triggers = forwarder.triggers();
     let spec = ClientSpec { client: client.clone(), claim: None, prefixes: args.prefixes.clone() };
     driver.with(|node, now| node.attach(spec.clone(), now));
     servers::set(&driver, &found);
     let readiness = Readiness::default();
     let leased = readiness.register("lease");
     let mut registry = Registry::default();
-    metrics::register(&mut registry, table);
+    metrics::register(&mut registry, Arc::clone(&table));
+    paths::register(&mut registry, Arc::clone(&driver));
     let state = status::Source::new(client.clone(), args.device.clone(), Arc::clone(&driver));
     let extra = Router::new().route("/status", get(move || async move { Json(state.now()) }));
     let stop = tokio_util::sync::CancellationToken::new();
@@ -156,6 +159,7 @@ pub async fn run(args: ClientArgs) -> anyhow::Result<()> {
     let mut interface = interface::Interface::new(&args.device);
     tokio::select! {
         () = driver.run(&underlay, control, outgoing) => {}
+        () = paths::watch(&driver, &*table, triggers) => {}
         ended = &mut forwarding => ended??,
         ended = &mut admin => ended??,
         ended = interface.follow(&driver, &client, &leased) => ended?,
@@ -177,6 +181,7 @@ pub async fn run(args: ClientArgs) -> anyhow::Result<()> {
 }
 
 fn report(event: Event, left: &Notify) {
+    let Some(event) = paths::report(event) else { return };
     match event {
         Event::Delegated { server, prefixes, new: true, .. } => {
             tracing::info!(%server, ?prefixes, "delegated");
@@ -193,6 +198,8 @@ fn report(event: Event, left: &Notify) {
         Event::ServerUp(server) => tracing::info!(%server, "Server answers"),
         Event::ServerDown(server) => tracing::warn!(%server, "Server does not answer any more"),
         Event::Dropped { from, why } => tracing::debug!(%from, "control packet dropped: {why}"),
+        // Reported before.
+        Event::PathOpened { .. } | Event::PathLost { .. } | Event::Ignored { .. } => {}
     }
 }
 

@@ -87,6 +87,9 @@ fn a_row_that_stays_keeps_its_lease_and_one_that_changes_or_goes_does_not() {
 
     struct Nowhere;
     impl ForwardingTable for Nowhere {
+        fn take_used(&self) -> Vec<(IpNet, IpNet)> {
+            Vec::new()
+        }
         fn apply(&self, _: &aero_protocol::forwarding::Change) {}
         fn counters(&self) -> Snapshot {
             aero_dataplane::Counters::default().snapshot()

@@ -5,6 +5,7 @@
 
 pub mod file_table;
 mod kube_table;
+mod passed;
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
@@ -51,6 +52,9 @@ pub struct ServerArgs {
     /// Underlay addresses of this node, separated by commas.
     #[arg(long, env = "HOST_IPS", value_delimiter = ',', required = true)]
     host_ips: Vec<IpAddr>,
+    /// Pass on Predirects and Redirects, by which Clients find direct paths.
+    #[arg(long, env = "AERO_OPTIMIZE", default_value_t = true, action = clap::ArgAction::Set)]
+    optimize: bool,
     /// Address of /healthz, /readyz, /metrics and /debug/neighbors.
     #[arg(long, env = "AERO_ADMIN", default_value = "[::]:9060")]
     admin: SocketAddr,
@@ -76,6 +80,7 @@ pub async fn run(args: ServerArgs) -> anyhow::Result<()> {
     });
     let table: Arc<dyn ForwardingTable> = forwarder.clone();
     let (driver, outgoing) = Driver::new(engine, Arc::clone(&table), report);
+    driver.with(|server, _| server.set_optimize(args.optimize));
     let readiness = Readiness::default();
     let mappings_ready = readiness.register("mappings");
     // A file names the link and its clients in one.
@@ -84,6 +89,7 @@ pub async fn run(args: ServerArgs) -> anyhow::Result<()> {
     serving.ready();
     let mut registry = Registry::default();
     metrics::register(&mut registry, table);
+    passed::register(&mut registry, Arc::clone(&driver));
     let neighbors = Arc::clone(&driver);
     let debug = Router::new()
         .route("/debug/neighbors", get(move || async move { Json(list_neighbors(&neighbors)) }));
@@ -126,6 +132,9 @@ fn report(event: Event) {
         Event::Ended { prefix, at, why } => tracing::info!(%prefix, %at, ?why, "lease ended"),
         Event::Refused { client, from, why } => {
             tracing::warn!(%client, %from, "refused: {why}");
+        }
+        Event::NotPassed { from, why } => {
+            tracing::debug!(%from, why = why.label(), "a message to another Client was dropped");
         }
         Event::Dropped { from, why } => tracing::debug!(%from, "control packet dropped: {why}"),
     }

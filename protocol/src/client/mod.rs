@@ -163,6 +163,31 @@ pub enum PathLost {
     Idle,
 }
 
+impl PathLost {
+    /// All, for counters.
+    pub const ALL: [PathLost; 3] = [PathLost::Unreachable, PathLost::Moved, PathLost::Idle];
+
+    /// The label in metrics.
+    pub fn label(self) -> &'static str {
+        match self {
+            PathLost::Unreachable => "unreachable",
+            PathLost::Moved => "moved",
+            PathLost::Idle => "idle",
+        }
+    }
+}
+
+/// How often what happened to direct paths since the start.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct PathCounts {
+    /// Opened.
+    pub opened: u64,
+    /// Ended, by reason.
+    pub lost: BTreeMap<PathLost, u64>,
+    /// Messages that were not acted upon, by reason.
+    pub ignored: BTreeMap<Ignored, u64>,
+}
+
 /// Why a message about direct paths was not acted upon. The names are those of counters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Ignored {
@@ -183,6 +208,34 @@ pub enum Ignored {
     NoEntry,
     /// There is no room for another neighbour.
     CacheFull,
+}
+
+impl Ignored {
+    /// All, for counters.
+    pub const ALL: [Ignored; 8] = [
+        Ignored::Unwilling,
+        Ignored::NotServed,
+        Ignored::BadPrefix,
+        Ignored::NoLinkLayer,
+        Ignored::NotAsked,
+        Ignored::WrongNonce,
+        Ignored::NoEntry,
+        Ignored::CacheFull,
+    ];
+
+    /// The label in metrics.
+    pub fn label(self) -> &'static str {
+        match self {
+            Ignored::Unwilling => "unwilling",
+            Ignored::NotServed => "not_served",
+            Ignored::BadPrefix => "bad_prefix",
+            Ignored::NoLinkLayer => "no_link_layer",
+            Ignored::NotAsked => "not_asked",
+            Ignored::WrongNonce => "wrong_nonce",
+            Ignored::NoEntry => "no_entry",
+            Ignored::CacheFull => "cache_full",
+        }
+    }
 }
 
 /// How a Client stands.
@@ -236,6 +289,7 @@ pub struct Node {
     neighbors: NeighborCache,
     /// Predirects by own ACP and the longest prefix that the destination can be in.
     attempts: BTreeMap<(IpNet, IpNet), Attempt>,
+    counts: PathCounts,
     /// When attempts that are over were last removed.
     swept: Option<Instant>,
     announcements: BTreeMap<Key, Announcement>,
@@ -259,6 +313,7 @@ impl Node {
             departed: BTreeMap::new(),
             neighbors: NeighborCache::default(),
             attempts: BTreeMap::new(),
+            counts: PathCounts::default(),
             swept: None,
             announcements: BTreeMap::new(),
             clock: None,
@@ -357,6 +412,11 @@ impl Node {
             }
         }
         Some(standing)
+    }
+
+    /// What happened to direct paths since the start.
+    pub fn path_counts(&self) -> &PathCounts {
+        &self.counts
     }
 
     /// The Server that traffic without a better path goes to.
@@ -604,6 +664,12 @@ impl Node {
     }
 
     fn event(&mut self, event: Event) {
+        match event {
+            Event::PathOpened { .. } => self.counts.opened += 1,
+            Event::PathLost { why, .. } => *self.counts.lost.entry(why).or_default() += 1,
+            Event::Ignored { why, .. } => *self.counts.ignored.entry(why).or_default() += 1,
+            _ => {}
+        }
         self.outputs.push_back(Output::Event(event));
     }
 
