@@ -9,7 +9,7 @@ mod cases;
 
 use std::path::PathBuf;
 
-use cases::{Context, api, cni, lab, moves, underlay};
+use cases::{Context, api, cni, direct, lab, moves, underlay};
 use libtest_mimic::{Arguments, Failed, Trial};
 
 type Case = fn(&Context) -> anyhow::Result<()>;
@@ -22,6 +22,15 @@ const LAB: &[(&str, Case)] = &[
     ("a_pod_that_is_not_enrolled_keeps_its_primary_network_untouched", moves::not_enrolled),
     ("bad_input_to_the_plugin_gets_the_specifications_error_codes", cni::error_codes),
     ("cnitool_drives_the_plugin_as_a_sole_delegate", cni::cnitool),
+    (
+        "pods_on_different_nodes_talk_straight_and_the_servers_counters_stand_still",
+        direct::counters_stand_still,
+    ),
+    ("with_direct_paths_cut_pods_talk_by_the_servers_and_straight_again_afterwards", direct::cut),
+    (
+        "a_move_whose_advertisements_are_all_lost_heals_within_three_seconds",
+        direct::move_without_advertisements,
+    ),
     ("a_drained_pod_keeps_its_prefix_and_is_reached_within_a_second_of_ready", moves::drains),
     ("an_agent_that_is_replaced_recovers_its_attachments", moves::agent_replaced),
     ("without_an_api_server_traffic_goes_on_and_the_plugin_says_what_is_wrong", cni::no_api),

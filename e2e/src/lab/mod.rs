@@ -7,6 +7,7 @@
 
 pub mod cgroup;
 mod control_plane;
+pub mod fabric;
 pub mod forward;
 pub mod images;
 mod network;

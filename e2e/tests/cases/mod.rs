@@ -2,6 +2,7 @@
 
 pub mod api;
 pub mod cni;
+pub mod direct;
 pub mod lab;
 pub mod moves;
 pub mod underlay;
