@@ -12,7 +12,7 @@ use std::time::Instant;
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use prefix_trie::PrefixMap;
 
-use crate::address::LinkLayerAddress;
+use crate::address::{LinkLayerAddress, prefix_of_aero_address};
 
 mod direct;
 
@@ -25,6 +25,8 @@ pub enum NextHop {
     Local,
     /// Into a tunnel to this neighbour.
     Neighbor(LinkLayerAddress),
+    /// Nowhere, and the source is to be told: a Relay's black hole for a service prefix.
+    Unreachable,
 }
 
 /// A route for inner destinations.
@@ -57,6 +59,9 @@ pub enum Change {
     /// Accepts whatever comes from this outer source: a Server (for a Client), a Server or Relay
     /// (for a Server).
     AddPeer(LinkLayerAddress),
+    /// The same for a Relay, as a Server sees it; moreover no packet that came from a peer is ever
+    /// sent to it ("no bounce", draft -48 section 3.5).
+    AddRelay(LinkLayerAddress),
     /// No longer accepts it.
     RemovePeer(LinkLayerAddress),
     /// Accepts inner sources in `prefix` from this outer source only.
@@ -66,6 +71,15 @@ pub enum Change {
         /// The outer source that may send them.
         from: LinkLayerAddress,
         /// Ignored from this time on (AcceptTime).
+        until: Option<Instant>,
+    },
+    /// Accepts them from this outer source too: a neighbour with several underlay links.
+    AddSource {
+        /// Inner sources, as given to [`Change::SetSource`].
+        prefix: IpNet,
+        /// Another outer source that may send them.
+        from: LinkLayerAddress,
+        /// Ignored from this time on.
         until: Option<Instant>,
     },
     /// Accepts that prefix from nobody.
@@ -118,17 +132,21 @@ pub enum Drop {
     WouldReturn,
     /// From a tunnel to a destination that is not attached here and may not be sent on.
     NotForUs,
+    /// In a service prefix and nobody's. The source is to be told by an ICMP Destination
+    /// Unreachable, at a limited rate.
+    Unreachable,
 }
 
 impl Drop {
     /// All reasons, for counters.
-    pub const ALL: [Drop; 6] = [
+    pub const ALL: [Drop; 7] = [
         Drop::Malformed,
         Drop::ForeignSource,
         Drop::OriginRefused,
         Drop::NoRoute,
         Drop::WouldReturn,
         Drop::NotForUs,
+        Drop::Unreachable,
     ];
 
     /// The label in metrics.
@@ -140,6 +158,7 @@ impl Drop {
             Drop::NoRoute => "no_route",
             Drop::WouldReturn => "would_return",
             Drop::NotForUs => "not_for_us",
+            Drop::Unreachable => "unreachable",
         }
     }
 }
@@ -201,6 +220,13 @@ impl<T> Lpm<T> {
         match prefix.trunc() {
             IpNet::V4(p) => drop(self.v4.insert(p, value)),
             IpNet::V6(p) => drop(self.v6.insert(p, value)),
+        }
+    }
+
+    fn get_mut(&mut self, prefix: IpNet) -> Option<&mut T> {
+        match prefix.trunc() {
+            IpNet::V4(p) => self.v4.get_mut(&p),
+            IpNet::V6(p) => self.v6.get_mut(&p),
         }
     }
 
@@ -278,12 +304,16 @@ pub struct Sizes {
     pub direct: usize,
 }
 
+/// Outer sources of one prefix, each with the time at which it ends.
+type Sources = Vec<(LinkLayerAddress, Option<Instant>)>;
+
 /// The table as data.
 #[derive(Debug, Clone, Default)]
 pub struct Table {
     routes: Lpm<Route>,
-    sources: Lpm<(LinkLayerAddress, Option<Instant>)>,
+    sources: Lpm<Sources>,
     peers: HashSet<LinkLayerAddress>,
+    relays: HashSet<LinkLayerAddress>,
     handovers: HashMap<LinkLayerAddress, Vec<(IpNet, Instant)>>,
     direct: DirectPaths,
 }
@@ -305,10 +335,24 @@ impl Table {
             Change::SetRoute { prefix, route } => self.routes.insert(*prefix, *route),
             Change::RemoveRoute { prefix } => self.routes.remove(*prefix),
             Change::AddPeer(peer) => drop(self.peers.insert(*peer)),
-            Change::RemovePeer(peer) => drop(self.peers.remove(peer)),
-            Change::SetSource { prefix, from, until } => {
-                self.sources.insert(*prefix, (*from, *until));
+            Change::AddRelay(peer) => {
+                self.peers.insert(*peer);
+                self.relays.insert(*peer);
             }
+            Change::RemovePeer(peer) => {
+                self.peers.remove(peer);
+                self.relays.remove(peer);
+            }
+            Change::SetSource { prefix, from, until } => {
+                self.sources.insert(*prefix, vec![(*from, *until)]);
+            }
+            Change::AddSource { prefix, from, until } => match self.sources.get_mut(*prefix) {
+                Some(list) => {
+                    list.retain(|(l2, _)| l2 != from);
+                    list.push((*from, *until));
+                }
+                None => self.sources.insert(*prefix, vec![(*from, *until)]),
+            },
             Change::RemoveSource { prefix } => self.sources.remove(*prefix),
             Change::SetHandover { prefix, from, until } => {
                 let list = self.handovers.entry(*from).or_default();
@@ -327,7 +371,7 @@ impl Table {
     /// Forgets what has run out. Look-ups ignore it anyway; this gives the memory back.
     pub fn expire(&mut self, now: Instant) {
         self.routes.retain(|r| r.until.is_none_or(|t| t > now));
-        self.sources.retain(|(_, until)| until.is_none_or(|t| t > now));
+        self.sources.retain(|list| any_live(list, now));
         for list in self.handovers.values_mut() {
             list.retain(|(_, until)| *until > now);
         }
@@ -373,6 +417,7 @@ impl Table {
             }
             // Local prefixes have host routes; what comes here all the same has lost its way.
             Some(NextHop::Local) | None => dropped(Drop::NoRoute),
+            Some(NextHop::Unreachable) => dropped(Drop::Unreachable),
         }
     }
 
@@ -392,8 +437,11 @@ impl Table {
         };
         match route.to {
             NextHop::Local => Disposition::Deliver,
+            NextHop::Unreachable => Disposition::Drop(Drop::Unreachable),
             NextHop::Neighbor(_) if !route.transit => Disposition::Drop(Drop::NotForUs),
-            NextHop::Neighbor(to) if to == from => Disposition::Drop(Drop::WouldReturn),
+            NextHop::Neighbor(to) if to == from || self.bounces(from, to) => {
+                Disposition::Drop(Drop::WouldReturn)
+            }
             NextHop::Neighbor(to) => Disposition::Tunnel(to),
         }
     }
@@ -404,17 +452,39 @@ impl Table {
         }
         let by_source = self
             .sources
-            .longest_match(inner.source, |(_, until)| until.is_none_or(|t| t > now))
-            .is_some_and(|(_, (l2, _))| *l2 == from);
+            .longest_match(looked_up_as(inner.source), |list| any_live(list, now))
+            .is_some_and(|(_, list)| {
+                list.iter().any(|(l2, until)| *l2 == from && until.is_none_or(|t| t > now))
+            });
         by_source
             || self.handovers.get(&from).is_some_and(|list| {
                 list.iter().any(|(p, until)| *until > now && p.contains(&inner.destination))
             })
     }
 
-    fn live_route(&self, address: IpAddr, now: Instant) -> Option<(IpNet, &Route)> {
-        self.routes.longest_match(address, |r| r.until.is_none_or(|t| t > now))
+    /// Between peers a packet goes to a Client's new Server at most, never to a Relay.
+    fn bounces(&self, from: LinkLayerAddress, to: LinkLayerAddress) -> bool {
+        self.relays.contains(&to) && self.peers.contains(&from)
     }
+
+    fn live_route(&self, address: IpAddr, now: Instant) -> Option<(IpNet, &Route)> {
+        self.routes.longest_match(looked_up_as(address), |r| r.until.is_none_or(|t| t > now))
+    }
+}
+
+/// Link-local addresses are forwarded below IP: `fe80::X` is looked up as `X::` by longest match
+/// (draft -48 section 3.5), so an ACP of any length is found.
+fn looked_up_as(address: IpAddr) -> IpAddr {
+    match address {
+        IpAddr::V6(v6) if v6.is_unicast_link_local() => {
+            prefix_of_aero_address(v6).map_or(address, |p| p.addr())
+        }
+        _ => address,
+    }
+}
+
+fn any_live(list: &Sources, now: Instant) -> bool {
+    list.iter().any(|(_, until)| until.is_none_or(|t| t > now))
 }
 
 #[cfg(test)]
@@ -535,6 +605,86 @@ mod tests {
             table.ingress(node, inner("2001:db8:0:2::1", "2001:db8:0:1::1"), now),
             Disposition::Drop(Drop::WouldReturn)
         );
+    }
+
+    #[test]
+    fn what_came_from_a_peer_never_goes_to_a_relay_and_may_go_to_a_clients_new_server() {
+        let now = Instant::now();
+        let (relays, server) =
+            ([l2("192.0.2.10:8060"), l2("192.0.2.13:8060")], l2("192.0.2.12:8060"));
+        let mut table = Table::default();
+        for relay in relays {
+            table.apply(&Change::AddRelay(relay));
+        }
+        table.apply(&Change::AddPeer(server));
+        let route = route(NextHop::Neighbor(relays[0]), true);
+        table.apply(&Change::SetRoute { prefix: "::/0".parse().unwrap(), route });
+        let packet = inner("2001:db8:0:2::1", "2001:db8:0:1::1");
+        for peer in [relays[0], relays[1], server] {
+            let fate = table.ingress(peer, packet, now);
+            assert_eq!(fate, Disposition::Drop(Drop::WouldReturn), "{peer}");
+        }
+        let prefix = "2001:db8:0:1::/64".parse().unwrap();
+        let route = Route { to: NextHop::Neighbor(server), ..route };
+        table.apply(&Change::SetRoute { prefix, route });
+        assert_eq!(table.ingress(relays[0], packet, now), Disposition::Tunnel(server));
+    }
+
+    #[test]
+    fn a_link_local_destination_is_looked_up_as_the_prefix_that_it_stands_for() {
+        let now = Instant::now();
+        let (client, server) = (l2("192.0.2.21:8061"), l2("192.0.2.12:8060"));
+        let mut table = Table::default();
+        table.apply(&Change::AddPeer(server));
+        let prefix = "2001:db8:0:100::/56".parse().unwrap();
+        let route = route(NextHop::Neighbor(client), true);
+        table.apply(&Change::SetRoute { prefix, route });
+        for to in ["2001:db8:0:117::1", "fe80::2001:db8:0:117", "fe80::2001:db8:0:100"] {
+            let fate = table.ingress(server, inner("2001:db8:0:2::1", to), now);
+            assert_eq!(fate, Disposition::Tunnel(client), "{to}");
+        }
+        let fate = table.ingress(server, inner("2001:db8:0:2::1", "fe80::2"), now);
+        assert_eq!(fate, Disposition::Drop(Drop::NoRoute), "a Server's address is no prefix");
+    }
+
+    #[test]
+    fn a_neighbour_with_several_links_may_send_from_each_of_them() {
+        let (mut table, _) = client_table();
+        let now = Instant::now();
+        let links = [l2("192.0.2.12:8061"), l2("198.51.100.12:8061")];
+        let prefix = "2001:db8:0:2::/64".parse().unwrap();
+        table.apply(&Change::SetSource { prefix, from: links[0], until: None });
+        let until = Some(now + Duration::from_secs(40));
+        table.apply(&Change::AddSource { prefix, from: links[1], until });
+        let packet = inner("2001:db8:0:2::1", "2001:db8:0:1::1");
+        for link in links {
+            assert_eq!(table.ingress(link, packet, now), Disposition::Deliver);
+        }
+        let refused = Disposition::Drop(Drop::OriginRefused);
+        let later = now + Duration::from_secs(40);
+        assert_eq!(table.ingress(links[1], packet, later), refused);
+        assert_eq!(table.ingress(links[0], packet, later), Disposition::Deliver);
+        table.apply(&Change::SetSource { prefix, from: links[1], until: None });
+        assert_eq!(table.ingress(links[0], packet, now), refused, "it was replaced");
+    }
+
+    #[test]
+    fn a_black_hole_swallows_what_has_no_longer_match_and_asks_for_an_icmp_error() {
+        let now = Instant::now();
+        let (s1, s2) = (l2("192.0.2.11:8060"), l2("192.0.2.12:8060"));
+        let mut table = Table::default();
+        table.apply(&Change::AddPeer(s1));
+        let mut set = |prefix: &str, to| {
+            let prefix = prefix.parse().unwrap();
+            table.apply(&Change::SetRoute { prefix, route: route(to, true) });
+        };
+        set("2001:db8::/32", NextHop::Unreachable);
+        set("2001:db8:0:1::/64", NextHop::Neighbor(s2));
+        let unreachable = Disposition::Drop(Drop::Unreachable);
+        let fate = table.ingress(s1, inner("2001:db8:0:2::1", "2001:db8:0:9::1"), now);
+        assert_eq!(fate, unreachable);
+        let fate = table.ingress(s1, inner("2001:db8:0:2::1", "2001:db8:0:1::1"), now);
+        assert_eq!(fate, Disposition::Tunnel(s2));
     }
 
     #[test]
