@@ -12,7 +12,7 @@
 //! virtual time.
 //!
 //! Read in this order: [`address`], [`wire`] (bytes), [`forwarding`] (the only influence on
-//! user data), [`neighbor`], [`client`], [`server`].
+//! user data), [`neighbor`], [`client`], [`server`], [`relay`].
 
 #![forbid(unsafe_code)]
 
@@ -20,6 +20,8 @@ pub mod address;
 pub mod client;
 pub mod forwarding;
 pub mod neighbor;
+mod passing;
+pub mod relay;
 pub mod server;
 pub mod timers;
 pub mod wire;
