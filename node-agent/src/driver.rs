@@ -85,7 +85,9 @@ impl<E: Engine> Driver<E> {
             while let Some(output) = engine.poll_output() {
                 match output {
                     // Ends only with the process.
-                    Output::Send { to, packet } => drop(self.sender.send((to, packet))),
+                    Output::Send { to, packet } | Output::SendOn { to, packet, .. } => {
+                        drop(self.sender.send((to, packet)));
+                    }
                     Output::Forward(change) => self.table.apply(&change),
                     Output::Event(event) => events.push(event),
                 }

@@ -38,6 +38,16 @@ pub enum Output<E> {
         /// The inner packet, at most 1280 - ENCAPS bytes.
         packet: Vec<u8>,
     },
+    /// Send it over a link that is not the one in use: a Client registers each of its links by a
+    /// message that comes from there.
+    SendOn {
+        /// Link ID of one of this node's underlay interfaces.
+        link: u8,
+        /// Outer destination.
+        to: LinkLayerAddress,
+        /// The inner packet.
+        packet: Vec<u8>,
+    },
     /// Apply this change to the forwarding table.
     Forward(forwarding::Change),
     /// Something that a person or the program around the engine wants to know.

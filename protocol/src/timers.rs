@@ -17,6 +17,9 @@ pub const MAX_RETRY: u8 = 3;
 pub const RETRANS_TIMER: Duration = Duration::from_secs(1);
 /// Most unsolicited Neighbor Advertisements to one neighbour for one event.
 pub const MAX_NEIGHBOR_ADVERTISEMENT: u8 = 3;
+/// How long a Server goes on forwarding for a Client that went to another Server (draft -48
+/// section 3.15.2; the draft gives no name).
+pub const RELEASE_LINGER: Duration = Duration::from_secs(5);
 /// Default valid lifetime of a delegated prefix.
 pub const LEASE_TIME: Duration = Duration::from_secs(40);
 
@@ -53,6 +56,10 @@ pub const REBIND: Retransmission = RENEW;
 /// Release.
 pub const RELEASE: Retransmission =
     Retransmission { initial: Duration::from_secs(1), maximum: Duration::ZERO, count: 4 };
+
+/// Reconfigure (RFC 8415 section 7.6: REC_TIMEOUT, REC_MAX_RC).
+pub const RECONFIGURE: Retransmission =
+    Retransmission { initial: Duration::from_secs(2), maximum: Duration::ZERO, count: 8 };
 
 impl Retransmission {
     /// The time to wait after the transmission that followed a wait of `previous` (`None` for

@@ -131,6 +131,7 @@ fn a_release_towards_a_dead_server_is_given_up() {
     link.detach(node_address(21), 1);
     link.run(SECOND * 20);
     assert!(link.node(node_address(21)).engine.standing(&duid(1)).is_none());
+    link.run(aero_protocol::timers::FORWARD_TIME);
     assert_eq!(link.node(node_address(21)).engine.poll_timeout(), None, "no timer is left");
 }
 

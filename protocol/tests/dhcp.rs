@@ -48,7 +48,7 @@ fn ask(link: &mut Link, from: LinkLayerAddress, m: &Message) -> Option<Message> 
                 }
             }
             Output::Forward(change) => link.server(at).table.apply(&change),
-            Output::Event(_) => {}
+            Output::Event(_) | Output::SendOn { .. } => {}
         }
     }
     answer

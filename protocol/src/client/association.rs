@@ -1,5 +1,6 @@
 //! A Client's association with one Server: DHCPv6 prefix delegation (RFC 8415 section 18.2).
 
+use std::collections::BTreeSet;
 use std::net::Ipv6Addr;
 use std::time::{Duration, Instant};
 
@@ -8,15 +9,17 @@ use rand::Rng;
 
 use super::{Event, Node, Timer, asps_of};
 use crate::address::{ALL_DHCP_SERVERS, BOOTSTRAP_ADDRESS, Duid, LinkLayerAddress, aero_address};
-use crate::timers::{REBIND, REBIND_MOVED, RELEASE, RENEW, REQUEST, Retransmission, SOLICIT};
+use crate::timers::{
+    MAX_RETRY, REBIND, REBIND_MOVED, RELEASE, RENEW, REQUEST, Retransmission, SOLICIT,
+};
 use crate::wire::aero_options::AeroOption;
 use crate::wire::dhcpv6::{
     IaPd, Kind, Message, OPTION_SOL_MAX_RT, OPTION_VENDOR_OPTS, Prefix, StatusCode,
 };
-use crate::wire::{WireError, ip};
+use crate::wire::{WireError, ip, rkap};
 
 /// IAID of a Client's only IA_PD.
-const IAID: u32 = 1;
+pub(super) const IAID: u32 = 1;
 
 /// What the association is doing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -40,6 +43,7 @@ pub(super) enum Phase {
 /// A lease.
 #[derive(Debug, Clone)]
 pub(super) struct Lease {
+    pub(super) t1: Instant,
     t2: Instant,
     pub(super) valid: Instant,
 }
@@ -49,16 +53,22 @@ pub(super) struct Lease {
 pub(super) struct Association {
     pub(super) phase: Phase,
     pub(super) lease: Option<Lease>,
-    server: Option<Duid>,
+    pub(super) server: Option<Duid>,
     transaction: [u8; 3],
     began: Instant,
     wait: Option<Duration>,
     sent: u32,
     moved: bool,
+    /// The link that the exchange goes over, and that it registers.
+    pub(super) link: u8,
+    /// Links that are still to be registered.
+    pub(super) links_due: BTreeSet<u8>,
+    /// With which the Server proves that a Reconfigure is its own, and the last counter seen.
+    pub(super) key: Option<(rkap::Key, u64)>,
 }
 
 impl Association {
-    fn new(now: Instant) -> Self {
+    fn new(link: u8, now: Instant) -> Self {
         Self {
             phase: Phase::Idle,
             lease: None,
@@ -68,12 +78,20 @@ impl Association {
             wait: None,
             sent: 0,
             moved: false,
+            link,
+            links_due: BTreeSet::new(),
+            key: None,
         }
     }
 
     /// When the lease that it has runs out.
     pub(super) fn end(&self) -> Option<Instant> {
         self.lease.as_ref().map(|l| l.valid)
+    }
+
+    /// What it does is because of a move: repeated every second or so, not every ten.
+    pub(super) fn moves(&mut self) {
+        self.moved = true;
     }
 
     /// Stops what it does, and tells when the lease that it has runs out: until then the Client
@@ -89,6 +107,8 @@ impl Association {
             Phase::Soliciting => Some(SOLICIT),
             Phase::Requesting => Some(REQUEST),
             Phase::Renewing => Some(RENEW),
+            // Confirm's parameters, without its limit of ten seconds: going on costs little, and
+            // the lease stays until its end anyway (RFC 8415 section 18.2.12).
             Phase::Rebinding if self.moved => Some(REBIND_MOVED),
             Phase::Rebinding => Some(REBIND),
             Phase::Releasing => Some(RELEASE),
@@ -100,6 +120,13 @@ impl Association {
 impl Node {
     /// Starts over: Solicit with Rapid Commit.
     pub(super) fn solicit(&mut self, id: &Duid, server: LinkLayerAddress, now: Instant) {
+        if self.is_leaving(server) {
+            self.forget_association(id, server);
+            return;
+        }
+        if self.servers.get(&server).is_some_and(|s| !s.may_answer()) {
+            self.timers.set(Timer::Probe(server), now + SOLICIT.maximum);
+        }
         self.begin(id, server, Phase::Soliciting, now);
     }
 
@@ -137,11 +164,31 @@ impl Node {
         }
     }
 
+    /// Begins an exchange over the link in use.
+    pub(super) fn begin(
+        &mut self,
+        id: &Duid,
+        server: LinkLayerAddress,
+        phase: Phase,
+        now: Instant,
+    ) {
+        self.begin_on(self.links.used(), id, server, phase, now);
+    }
+
     /// Begins an exchange: new transaction, first transmission now.
-    fn begin(&mut self, id: &Duid, server: LinkLayerAddress, phase: Phase, now: Instant) {
+    pub(super) fn begin_on(
+        &mut self,
+        link: u8,
+        id: &Duid,
+        server: LinkLayerAddress,
+        phase: Phase,
+        now: Instant,
+    ) {
         let transaction: [u8; 3] = self.rng.random();
         let Some(client) = self.clients.get_mut(id) else { return };
-        let a = client.associations.entry(server).or_insert_with(|| Association::new(now));
+        let a = client.associations.entry(server).or_insert_with(|| Association::new(link, now));
+        a.link = link;
+        a.links_due.remove(&link);
         a.phase = phase;
         a.transaction = transaction;
         a.began = now;
@@ -165,10 +212,11 @@ impl Node {
                 due = due.min(bound);
             }
         }
+        let link = a.link;
         let message = self.message(id, server, now);
         self.timers.set(Timer::Association(id.clone(), server), due);
         if let Some(packet) = message {
-            self.send(server, packet);
+            self.send_on(link, server, packet);
         }
     }
 
@@ -188,7 +236,9 @@ impl Node {
         if !matches!(kind, Kind::Solicit | Kind::Rebind) {
             m.server = a.server.clone();
         }
-        m.rapid_commit = kind == Kind::Solicit;
+        // On a Rebind it lets a Server that lost its memory make the binding anew at once.
+        m.rapid_commit = matches!(kind, Kind::Solicit | Kind::Rebind);
+        m.reconfigure_accept = kind != Kind::Release;
         let elapsed = now.saturating_duration_since(a.began).as_millis() / 10;
         m.elapsed = Some(u16::try_from(elapsed).unwrap_or(u16::MAX));
         m.requested = vec![OPTION_VENDOR_OPTS, OPTION_SOL_MAX_RT];
@@ -197,7 +247,8 @@ impl Node {
         let prefixes =
             wanted.iter().map(|p| Prefix { prefix: *p, preferred: 0, valid: 0 }).collect();
         m.ia_pd.push(IaPd { id: IAID, prefixes, ..IaPd::default() });
-        m.aero.push(AeroOption::LinkRequest { link_id: self.config.link_id, preference: 3 });
+        m.aero.push(self.links.request(a.link));
+        m.aero.extend(self.links.removed());
         m.aero.extend(client.spec.claim.map(AeroOption::Claim));
         let data = m.emit().ok()?;
         let source = match client.prefixes.first() {
@@ -214,14 +265,17 @@ impl Node {
         let Some(a) = client.associations.get_mut(&server) else { return };
         let expired = a.lease.as_ref().is_some_and(|l| l.valid <= now);
         let past_t2 = a.lease.as_ref().is_some_and(|l| l.t2 <= now);
-        let (phase, sent) = (a.phase, a.sent);
+        let (phase, sent, link) = (a.phase, a.sent, a.link);
         if expired && phase != Phase::Releasing {
             a.lease = None;
             self.unbind(id, server);
             self.check_lease(id, now);
         }
+        // Another link than the one in use is worth some tries, not the renewal of the lease.
+        let gives_up = sent >= u32::from(MAX_RETRY) && link != self.links.used();
         match phase {
             Phase::Bound => self.begin(id, server, Phase::Renewing, now),
+            Phase::Rebinding if gives_up && !past_t2 => self.link_is_silent(id, server, now),
             Phase::Renewing | Phase::Rebinding if expired => self.solicit(id, server, now),
             Phase::Renewing if past_t2 => self.begin(id, server, Phase::Rebinding, now),
             Phase::Releasing if sent >= RELEASE.count => self.released(id, server),
@@ -270,14 +324,22 @@ impl Node {
                 Ok((prefixes, t1, t2, valid)) => {
                     let new = a.lease.is_none();
                     a.server = Some(server_id);
-                    a.lease = Some(Lease { t2: now + t2, valid: now + valid });
+                    a.lease = Some(Lease { t1: now + t1, t2: now + t2, valid: now + valid });
                     a.phase = Phase::Bound;
                     a.moved = false;
+                    if let Some(given) = &message.authentication
+                        && let Some(key) = rkap::given(given)
+                    {
+                        a.key = Some((key, given.replay));
+                    }
+                    let link = a.link;
                     client.refusal = None;
                     self.timers.set(Timer::Association(id.clone(), from), now + t1);
                     self.learn_asps(message);
                     self.bound(&id, from, &prefixes, new, now);
                     self.registered(&id, from, now);
+                    self.link_registered(link, &id, from, new, now);
+                    self.leave_if_bound_elsewhere(&id, now);
                 }
                 Err((StatusCode::NoBinding, text)) => {
                     a.lease = None;
@@ -314,7 +376,7 @@ impl Node {
         self.event(Event::Delegated { client: id.clone(), server, prefixes, new });
     }
 
-    fn unbind(&mut self, id: &Duid, server: LinkLayerAddress) {
+    pub(super) fn unbind(&mut self, id: &Duid, server: LinkLayerAddress) {
         if let Some(state) = self.servers.get_mut(&server) {
             state.bound.remove(id);
         }

@@ -11,6 +11,8 @@ mod association;
 mod mobility;
 mod reachability;
 mod route_optimization;
+mod links;
+mod macro_mobility;
 mod servers;
 mod sizes;
 
@@ -25,6 +27,8 @@ use association::{Association, Phase};
 use mobility::{Announcement, News};
 use route_optimization::Attempt;
 pub use route_optimization::{MAX_ATTEMPTS, MAX_CONTROL, MAX_REDIRECTED};
+pub use links::{LINK_RETRY, UnderlayLink};
+pub use macro_mobility::DRAIN_TIME;
 pub use servers::Liveness;
 use servers::ServerState;
 pub use sizes::Sizes;
@@ -134,6 +138,17 @@ pub enum Event {
     ServerUp(LinkLayerAddress),
     /// A Server does not answer any more.
     ServerDown(LinkLayerAddress),
+    /// The Client left this Server for another (macro mobility).
+    LeftServer {
+        /// The Client.
+        client: Duid,
+        /// The Server that it left.
+        server: LinkLayerAddress,
+        /// True if that Server has said that it knows.
+        confirmed: bool,
+    },
+    /// What this node sends goes over the underlay interface with this Link ID from now on.
+    LinkUsed(u8),
     /// A control packet was dropped.
     Dropped {
         /// Its outer source.
@@ -262,6 +277,10 @@ enum Timer {
     Neighbor(Key),
     Announcement(Key),
     Attempts,
+
+    Farewell(Duid, LinkLayerAddress),
+    Return(LinkLayerAddress),
+    Link(u8),
 }
 
 #[derive(Debug)]
@@ -295,6 +314,8 @@ pub struct Node {
     announcements: BTreeMap<Key, Announcement>,
     /// The time since 1970 at a moment.
     clock: Option<(Instant, Duration)>,
+    links: links::Links,
+    farewells: BTreeMap<(Duid, LinkLayerAddress), macro_mobility::Farewell>,
     timers: Timers<Timer>,
     rng: StdRng,
     outputs: VecDeque<Output<Event>>,
@@ -305,6 +326,8 @@ impl Node {
     pub fn new(config: Config) -> Self {
         let rng = StdRng::seed_from_u64(config.seed);
         Self {
+            links: links::Links::new(config.link_id),
+            farewells: BTreeMap::new(),
             config,
             clients: BTreeMap::new(),
             servers: BTreeMap::new(),
@@ -447,6 +470,10 @@ impl Node {
                 Timer::Neighbor(key) => self.neighbor_due(key, now),
                 Timer::Attempts => self.sweep_attempts(now),
                 Timer::Announcement(key) => self.announcement_due(key, now),
+
+                Timer::Farewell(id, server) => self.farewell_due(&id, server, now),
+                Timer::Return(server) => self.return_to(server, now),
+                Timer::Link(link) => self.try_link(link, now),
             }
         }
     }
@@ -464,6 +491,12 @@ impl Node {
         match packet.payload {
             Payload::Udp { destination: DHCP_CLIENT_PORT, data, .. } if from_server => {
                 let message = dhcpv6::Message::parse(data)?;
+                if message.kind == dhcpv6::Kind::Reconfigure {
+                    return self.reconfigure(from, &message, data, now);
+                }
+                if self.farewell_answered(packet.source, &message) {
+                    return Ok(());
+                }
                 self.dhcp_answer(from, packet.source, &message, now)
             }
             Payload::Icmpv6 { .. } if from_server => {

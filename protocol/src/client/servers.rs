@@ -7,6 +7,7 @@ use std::time::Instant;
 use rand::Rng;
 
 use super::association::Phase;
+use super::macro_mobility::Leaving;
 use super::{Client, Event, Node, SETTLE_TIME, Timer};
 use crate::address::{Duid, LinkLayerAddress, aero_address};
 use crate::forwarding::{Change, NextHop, Route};
@@ -37,14 +38,21 @@ pub(super) struct ServerState {
     /// Clients with a lease there.
     pub(super) bound: BTreeSet<Duid>,
     /// Probes without an answer.
-    unanswered: u8,
+    pub(super) unanswered: u8,
     nonce: [u8; 6],
+    /// Whether this node is turning away from it.
+    pub(super) leaving: Leaving,
 }
 
 impl ServerState {
     /// False once the Server has stopped answering.
     pub(super) fn may_answer(&self) -> bool {
         !self.failed
+    }
+
+    /// Whether this node turns away from it.
+    pub(super) fn is_leaving(&self) -> bool {
+        self.leaving != Leaving::No
     }
 }
 
@@ -70,6 +78,7 @@ impl Node {
             return;
         }
         self.timers.cancel(&Timer::Probe(server));
+        self.timers.cancel(&Timer::Return(server));
         let ids: Vec<Duid> = self.clients.keys().cloned().collect();
         for id in &ids {
             self.timers.cancel(&Timer::Association(id.clone(), server));
@@ -128,7 +137,9 @@ impl Node {
         let nonce: [u8; 6] = self.rng.random();
         let Some(state) = self.servers.get_mut(&server) else { return };
         if state.up_since.is_some() && state.unanswered >= MAX_RETRY {
-            self.server_fails(server, now);
+            if !self.blame_link(server, now) {
+                self.server_fails(server, now);
+            }
             return;
         }
         if state.up_since.is_none() {
@@ -205,7 +216,9 @@ impl Node {
     /// Sees to it that some Client asks a Server that fell silent: the one that did may have left
     /// this node meanwhile.
     fn go_on_asking(&mut self, server: LinkLayerAddress, now: Instant) {
-        if !self.servers.get(&server).is_some_and(|s| s.failed) {
+        let failed = self.servers.get(&server).is_some_and(|s| s.failed);
+        // Without any Client there is nothing to ask for; the next one asks anyway.
+        if !failed || self.clients.values().all(|c| c.detached) {
             return;
         }
         self.timers.set(Timer::Probe(server), now + SOLICIT.maximum);
@@ -224,7 +237,10 @@ impl Node {
     /// this node's own order among those that have settled, else among all that answer.
     pub(super) fn choose_default(&mut self, now: Instant) {
         let usable = |s: &ServerState| s.up_since.is_some() && !s.bound.is_empty();
-        let stays = self.default.and_then(|d| self.servers.get(&d)).is_some_and(usable);
+        let stays = self
+            .default
+            .and_then(|d| self.servers.get(&d))
+            .is_some_and(|s| usable(s) && s.leaving == Leaving::No);
         if !stays {
             let node = self.config.node.clone();
             let settled = |s: &ServerState| s.up_since.is_some_and(|t| now >= t + SETTLE_TIME);
@@ -232,7 +248,7 @@ impl Node {
                 .servers
                 .iter()
                 .filter(|(_, s)| usable(s))
-                .min_by_key(|(l2, s)| (!settled(s), weight(&node, **l2)))
+                .min_by_key(|(l2, s)| (s.leaving != Leaving::No, !settled(s), weight(&node, **l2)))
                 .map(|(l2, s)| (*l2, settled(s)));
             self.default = chosen.map(|(l2, _)| l2);
             let departed: Vec<_> = self.departed.keys().copied().collect();

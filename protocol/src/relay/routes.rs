@@ -35,11 +35,7 @@ impl Routes {
     }
 
     /// The newest announcer that `usable` accepts.
-    pub(super) fn best(
-        &self,
-        acp: IpNet,
-        usable: impl Fn(ServerId) -> bool,
-    ) -> Option<ServerId> {
+    pub(super) fn best(&self, acp: IpNet, usable: impl Fn(ServerId) -> bool) -> Option<ServerId> {
         self.paths.get(&acp)?.iter().rev().copied().find(|s| usable(*s))
     }
 

@@ -6,6 +6,7 @@ use std::time::Instant;
 use ipnet::IpNet;
 
 use super::authorization::Decision;
+use super::links::Registration;
 use super::{Ended, Event, Refusal, Request, Server};
 use crate::address::BOOTSTRAP_ADDRESS;
 use crate::wire::aero_options::AeroOption;
@@ -29,7 +30,7 @@ impl Server {
             Kind::InformationRequest => {
                 (m.server.is_none() || for_us) && m.ia_pd.is_empty() && m.ia_na.is_empty()
             }
-            Kind::Advertise | Kind::Reply => false,
+            Kind::Advertise | Kind::Reply | Kind::Reconfigure => false,
         };
         // Confirm is about addresses; without any there is nothing to confirm (section 18.3.3).
         let confirms = m.kind != Kind::Confirm || m.ia_na.iter().any(|ia| ia.has_addresses);
@@ -55,7 +56,13 @@ impl Server {
             _ => match self.authorize(&request) {
                 Decision::Wait(_) if may_wait => self.park(request, now),
                 Decision::Wait(why) | Decision::Refuse(why) => self.refuse(&request, why),
-                Decision::Grant(prefixes) => self.grant(&request, &prefixes, now),
+                Decision::Grant(prefixes) if self.takes(&request) => {
+                    self.grant(&request, &prefixes, now);
+                }
+                Decision::Grant(_) => {
+                    let text = "this Server is about to go; ask another";
+                    self.deny(&request, &Status::new(StatusCode::NoPrefixAvail, text));
+                }
             },
         }
     }
@@ -64,12 +71,14 @@ impl Server {
         let kind = request.message.kind;
         let commits = kind != Kind::Solicit || request.message.rapid_commit;
         let bound_here = |s: &Self| {
-            prefixes
-                .iter()
-                .all(|p| s.neighbors.get(p).is_some_and(|n| n.link_layer == request.from))
+            prefixes.iter().all(|p| s.neighbors.get(p).is_some_and(|n| n.has_link(request.from)))
         };
-        let bound = prefixes.iter().all(|p| self.neighbors.contains_key(p));
-        if (kind == Kind::Renew && !bound_here(self)) || (kind == Kind::Rebind && !bound) {
+        let bound = prefixes.iter().all(|p| self.neighbors.get(p).is_some_and(|n| !n.lingers));
+        // A Server that lost its memory may make the binding anew on a Rebind (RFC 8415 section
+        // 18.3.5): the table says who may have it, and Rapid Commit that the Client agrees.
+        let agreed = request.message.rapid_commit && !self.is_draining();
+        let lost = kind == Kind::Rebind && !bound && !agreed;
+        if (kind == Kind::Renew && !bound_here(self)) || lost {
             let text = "this Server has no such lease; solicit anew";
             self.deny(request, &Status::new(StatusCode::NoBinding, text));
             return;
@@ -93,10 +102,14 @@ impl Server {
             reply.ia_pd.push(answer);
         }
         if commits && !request.message.ia_pd.is_empty() {
+            let registration = Registration::of(request);
             for prefix in prefixes {
-                let at = (request.from, link_id(&request.message));
-                self.bind(*prefix, at, kind == Kind::Rebind, now);
+                self.bind(*prefix, &registration, now);
+                if kind == Kind::Rebind {
+                    self.reconfigured(*prefix);
+                }
             }
+            self.give_key(request, &mut reply);
         }
         self.send_reply(request, &reply);
     }
@@ -109,7 +122,7 @@ impl Server {
         };
         // Whoever is refused holds no lease, whatever the cache says.
         if let Refusal::Outdated { prefix, .. } | Refusal::HeldByOther { prefix, .. } = &why
-            && self.neighbors.get(prefix).is_some_and(|n| n.link_layer == request.from)
+            && self.neighbors.get(prefix).is_some_and(|n| n.has_link(request.from))
             && self.mappings.get(prefix).is_some_and(|m| {
                 m.holder.as_ref().is_some_and(|h| !h.underlay.contains(&request.from.ip))
             })
@@ -141,8 +154,8 @@ impl Server {
         let held: Vec<(IpNet, bool)> = self
             .neighbors
             .values()
-            .filter(|n| Some(&n.client) == client)
-            .map(|n| (n.prefix, n.link_layer == request.from))
+            .filter(|n| Some(&n.client) == client && !n.lingers)
+            .map(|n| (n.prefix, n.has_link(request.from)))
             .collect();
         let mut reply = self.reply(request, Kind::Reply);
         reply.status = Some(Status::new(StatusCode::Success, "released"));
@@ -173,7 +186,7 @@ impl Server {
 
     /// The parts that all answers share: identifiers, no addresses for anybody, and AERO's
     /// options if they were asked for.
-    fn reply(&self, request: &Request, kind: Kind) -> Message {
+    pub(super) fn reply(&self, request: &Request, kind: Kind) -> Message {
         let m = &request.message;
         let mut reply = Message::new(kind, m.transaction);
         reply.client = m.client.clone();
@@ -193,7 +206,7 @@ impl Server {
         reply
     }
 
-    fn send_reply(&mut self, request: &Request, reply: &Message) {
+    pub(super) fn send_reply(&mut self, request: &Request, reply: &Message) {
         let to = if request.source.is_unspecified() { BOOTSTRAP_ADDRESS } else { request.source };
         let source: Ipv6Addr = self.config.id.address();
         let packet = reply

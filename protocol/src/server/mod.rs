@@ -5,13 +5,20 @@
 //! A lease makes a static neighbour cache entry ([`Neighbor`]) and its routes.
 //!
 //! [`dhcp`](self) answers live in `dhcp.rs`, who may have what in `authorization.rs`, the entries
-//! in `neighbors.rs`, what Clients tell each other in `redirect.rs`.
+//! in `neighbors.rs` (their links in `links.rs`), what Clients tell each other in `redirect.rs`,
+//! Relays and other Servers in `peers.rs`, a Client that goes to another Server in `handover.rs`, a
+//! Server that sends its Clients away in `reconfigure.rs`.
 
 mod authorization;
 mod dhcp;
+mod handover;
+mod links;
 mod neighbors;
 mod redirect;
 mod sizes;
+
+mod peers;
+mod reconfigure;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::net::{IpAddr, Ipv6Addr};
@@ -21,9 +28,13 @@ use ipnet::IpNet;
 use uuid::Uuid;
 
 pub use authorization::{Authentication, Refusal};
+pub use handover::MAX_LINGER;
+pub use links::Link;
 pub use neighbors::Neighbor;
 pub use redirect::{Disposition, NotPassed};
 pub use sizes::Sizes;
+
+pub use peers::{Announcement, Peer, PeerKind};
 
 use crate::Output;
 use crate::address::{Duid, Epoch, LinkLayerAddress, SERVER_ANYCAST, ServerId};
@@ -135,6 +146,10 @@ pub enum Ended {
     HolderChanged,
     /// The table has no such prefix any more.
     Unmapped,
+    /// The Client went to another Server, and the time of the hand-over is over.
+    HandedOver,
+    /// It does not answer over any of its links.
+    Unreachable,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -143,6 +158,8 @@ enum Timer {
     Departure(IpNet),
     Former(IpNet),
     Parked(u64),
+    Link(IpNet, u8),
+    Reconfigure(IpNet),
 }
 
 /// A DHCPv6 message together with where it came from.
@@ -164,6 +181,15 @@ pub struct Server {
     by_address: HashMap<Ipv6Addr, IpNet>,
     departures: BTreeMap<IpNet, neighbors::Departure>,
     redirects: redirect::Redirects,
+    peers: peers::Peers,
+    announcements: peers::Announcements,
+    hops: handover::Hops,
+    /// Links that may be dead, by prefix and Link ID.
+    doubts: BTreeMap<(IpNet, u8), links::Doubt>,
+    next_nonce: u64,
+    reconfigures: BTreeMap<IpNet, reconfigure::Pending>,
+    keys: reconfigure::Keys,
+    draining: bool,
     parked: BTreeMap<u64, Request>,
     next_parked: u64,
     timers: Timers<Timer>,
@@ -181,6 +207,14 @@ impl Server {
             by_address: HashMap::new(),
             departures: BTreeMap::new(),
             redirects: redirect::Redirects::default(),
+            peers: peers::Peers::default(),
+            announcements: peers::Announcements::default(),
+            hops: handover::Hops::default(),
+            doubts: BTreeMap::new(),
+            next_nonce: 0,
+            reconfigures: BTreeMap::new(),
+            keys: reconfigure::Keys::default(),
+            draining: false,
             parked: BTreeMap::new(),
             next_parked: 0,
             timers: Timers::default(),
@@ -230,6 +264,7 @@ impl Server {
         if let Some(old) = self.mappings.remove(&prefix) {
             self.unindex(&old.client, prefix);
             self.end_neighbor(prefix, Ended::Unmapped);
+            self.hops.forget(prefix);
         }
     }
 
@@ -254,9 +289,15 @@ impl Server {
     pub fn handle_timeout(&mut self, now: Instant) {
         while let Some(timer) = self.timers.pop_due(now) {
             match timer {
-                Timer::Lease(prefix) => self.end_neighbor(prefix, Ended::Expired),
+                Timer::Lease(prefix) => {
+                    let lingers = self.neighbors.get(&prefix).is_some_and(|n| n.lingers);
+                    let why = if lingers { Ended::HandedOver } else { Ended::Expired };
+                    self.end_neighbor(prefix, why);
+                }
                 Timer::Departure(prefix) => self.advertise_departure(prefix, now),
                 Timer::Former(prefix) => self.forget_former(prefix),
+                Timer::Link(prefix, id) => self.solicit_link(prefix, id, now),
+                Timer::Reconfigure(prefix) => self.reconfigure_due(prefix, now),
                 Timer::Parked(id) => {
                     if let Some(request) = self.parked.remove(&id) {
                         self.answer(request, false, now);
@@ -273,6 +314,11 @@ impl Server {
         now: Instant,
     ) -> Result<(), WireError> {
         let packet = Packet::parse(bytes)?;
+        let ours = packet.destination.is_multicast()
+            || [self.config.id.address(), SERVER_ANYCAST].contains(&packet.destination);
+        if !ours {
+            return self.pass_on(from, bytes, &packet);
+        }
         match packet.payload {
             Payload::Udp { source, destination: DHCP_SERVER_PORT, data } => {
                 let link_local = packet.source.is_unicast_link_local();
@@ -282,6 +328,9 @@ impl Server {
                 let message = dhcpv6::Message::parse(data)?;
                 let request = Request { from, source: packet.source, port: source, message };
                 self.validate(&request)?;
+                if self.peers.contains(from) {
+                    return self.release_from_peer(&request, now);
+                }
                 self.answer(request, true, now);
                 Ok(())
             }
@@ -301,6 +350,10 @@ impl Server {
     /// sign of life. The cache is not touched.
     fn neighbor_discovery(&mut self, from: LinkLayerAddress, nd: &Nd) -> Result<(), WireError> {
         let own = self.config.id.address();
+        if matches!(nd.message, NdMessage::Advertisement { solicited: true, .. }) {
+            let known = self.link_answers(from, nd);
+            return known.then_some(()).ok_or(WireError::BadValue);
+        }
         let NdMessage::Solicitation { target } = nd.message else {
             return Err(WireError::Unsupported);
         };
@@ -311,8 +364,9 @@ impl Server {
             .by_address
             .get(&nd.source)
             .and_then(|p| self.neighbors.get(p))
-            .is_some_and(|n| n.link_layer == from);
-        if !known {
+            .is_some_and(|n| n.has_link(from));
+        // Permanent neighbours ask for themselves or pass on what another Server's Client asks.
+        if !known && !self.peers.contains(from) {
             return Err(WireError::BadAddress);
         }
         let answer = Nd {

@@ -4,6 +4,7 @@ use std::time::Instant;
 
 use ipnet::IpNet;
 
+use super::links::{Link, Registration};
 use super::{Ended, Event, Mapping, Server, Timer};
 use crate::Output;
 use crate::address::{Duid, Epoch, LinkLayerAddress, aero_address};
@@ -18,14 +19,18 @@ pub struct Neighbor {
     pub prefix: IpNet,
     /// Its DUID.
     pub client: Duid,
-    /// Where packets for it go.
+    /// Where packets for it go: its best link, or its new Server while the entry lingers.
     pub link_layer: LinkLayerAddress,
-    /// The Link ID under which that is registered.
-    pub link_id: u8,
+    /// All its links, each with another Link ID. All may send; none may while the entry lingers.
+    pub links: Vec<Link>,
     /// The epoch under which it got the lease.
     pub epoch: Epoch,
     /// When the lease ends.
     pub until: Instant,
+    /// The Client went to another Server; what still comes goes there until the end.
+    pub lingers: bool,
+    /// It said that it takes Reconfigures.
+    pub(super) reconfigurable: bool,
 }
 
 /// A node that is being told that a prefix left it.
@@ -38,36 +43,57 @@ pub(super) struct Departure {
 }
 
 impl Server {
-    /// Makes or renews the entry of `prefix`; tells the former node if it was another. With
-    /// `roamed` (a Rebind) it is the same node at another address (draft -48 section 3.15.1):
-    /// nobody is told that the prefix left, what still comes from the address before is accepted.
-    pub(super) fn bind(
-        &mut self,
-        prefix: IpNet,
-        (at, link_id): (LinkLayerAddress, u8),
-        roamed: bool,
-        now: Instant,
-    ) {
+    /// Makes or renews the entry of `prefix`; tells the former node if it was another. A Rebind
+    /// comes from the same node at another address (draft -48 section 3.15.1): nobody is told that
+    /// the prefix left, what still comes from the address before is accepted.
+    pub(super) fn bind(&mut self, prefix: IpNet, registration: &Registration, now: Instant) {
         let Some(mapping) = self.mappings.get(&prefix) else { return };
         let (epoch, client) = (mapping.epoch, mapping.client.clone());
         let until = now + self.config.lease;
-        let entry = Neighbor { prefix, client, link_layer: at, link_id, epoch, until };
-        let old = self.neighbors.insert(prefix, entry);
+        // What lingers is no lease; who comes back begins anew.
+        let old = self.neighbors.get(&prefix).filter(|o| !o.lingers).cloned();
+        let same = old.as_ref().is_some_and(|o| o.epoch == epoch);
+        let mut entry = match &old {
+            Some(o) if same => o.clone(),
+            _ => {
+                let Some(link) = registration.link else { return };
+                let links = vec![link];
+                Neighbor {
+                    prefix,
+                    client: client.clone(),
+                    link_layer: link.address,
+                    links,
+                    epoch,
+                    until,
+                    lingers: false,
+                    reconfigurable: false,
+                }
+            }
+        };
+        entry.client = client;
+        entry.until = until;
+        entry.reconfigurable |= registration.reconfigurable;
+        entry.register(registration);
+        let (at, links) = (entry.link_layer, entry.links.clone());
+        let gone = old
+            .as_ref()
+            .map(|o| o.link_layer)
+            .filter(|l2| *l2 != at && links.iter().all(|l| l.address != *l2));
+        let moved_from = old.as_ref().map(|o| o.link_layer).filter(|l2| *l2 != at);
+        let unchanged = same && old.as_ref().is_some_and(|o| o.links == links);
+        self.neighbors.insert(prefix, entry);
         self.by_address.insert(aero_address(prefix), prefix);
         self.timers.set(Timer::Lease(prefix), until);
-        let moved_from = old.as_ref().map(|o| o.link_layer).filter(|l2| *l2 != at);
-        if old.as_ref().is_some_and(|o| o.link_layer == at && o.epoch == epoch) {
+        self.announcements.set(prefix, true);
+        if unchanged {
             return;
         }
-        let route = Route { to: NextHop::Neighbor(at), transit: true, until: None };
-        self.change(Change::SetRoute { prefix, route });
-        self.change(Change::SetSource { prefix, from: at, until: None });
+        self.write_paths(prefix);
         self.event(Event::Associated { prefix, at, moved_from, epoch });
         // A departure that is still being announced now has a successor to name, unless the
         // prefix came back to that very node.
-        let same_epoch = old.as_ref().is_some_and(|o| o.epoch == epoch);
-        if let Some(from) = moved_from {
-            if roamed && same_epoch {
+        if let Some(from) = gone {
+            if registration.roams && same {
                 self.accept_handover(prefix, from, now);
             } else {
                 self.depart(prefix, from, Some(at), epoch, now);
@@ -81,17 +107,48 @@ impl Server {
         }
     }
 
+    /// Writes the route of an entry and who may send from its prefix.
+    pub(super) fn write_paths(&mut self, prefix: IpNet) {
+        for change in self.paths(prefix) {
+            self.change(change);
+        }
+    }
+
+    /// The route of an entry, and who may send from its prefix.
+    pub(super) fn paths(&self, prefix: IpNet) -> Vec<Change> {
+        let Some(entry) = self.neighbors.get(&prefix) else { return Vec::new() };
+        let to = NextHop::Neighbor(entry.link_layer);
+        let route = Route { to, transit: true, until: None };
+        let mut changes = vec![Change::SetRoute { prefix, route }];
+        for (n, link) in entry.links.iter().enumerate() {
+            let (from, until) = (link.address, None);
+            changes.push(match n {
+                0 => Change::SetSource { prefix, from, until },
+                _ => Change::AddSource { prefix, from, until },
+            });
+        }
+        if entry.links.is_empty() {
+            changes.push(Change::RemoveSource { prefix });
+        }
+        changes
+    }
+
     /// The table names a holder elsewhere: the former one gets no packet from now on.
     pub(super) fn evict_former_holder(&mut self, mapping: &Mapping, now: Instant) {
         let prefix = mapping.prefix.trunc();
         let Some(entry) = self.neighbors.get(&prefix) else { return };
         let other_client = entry.client != mapping.client;
         let elsewhere = mapping.epoch > entry.epoch
-            && mapping.holder.as_ref().is_some_and(|h| !h.underlay.contains(&entry.link_layer.ip));
+            && mapping
+                .holder
+                .as_ref()
+                .is_some_and(|h| entry.links.iter().all(|l| !h.underlay.contains(&l.address.ip)));
         if other_client || elsewhere {
-            let from = entry.link_layer;
+            let from = (!entry.lingers).then_some(entry.link_layer);
             self.end_neighbor(prefix, Ended::HolderChanged);
-            self.depart(prefix, from, None, mapping.epoch, now);
+            if let Some(from) = from {
+                self.depart(prefix, from, None, mapping.epoch, now);
+            }
         }
     }
 
@@ -101,8 +158,11 @@ impl Server {
         self.by_address.remove(&aero_address(prefix));
         self.timers.cancel(&Timer::Lease(prefix));
         self.forget_tokens(prefix);
+        self.reconfigures.remove(&prefix);
+        self.timers.cancel(&Timer::Reconfigure(prefix));
         self.change(Change::RemoveRoute { prefix });
         self.change(Change::RemoveSource { prefix });
+        self.announcements.set(prefix, false);
         self.event(Event::Ended { prefix, at: entry.link_layer, why });
     }
 

@@ -17,6 +17,7 @@ pub const ENTERPRISE: u32 = 45282;
 
 const REQUEST: u16 = 0;
 const REPLY: u16 = 1;
+const REMOVE: u16 = 2;
 const CLAIM: u16 = 0xff01;
 
 /// Which holder a Client claims to speak for, so that a Server can tell a claim that is newer
@@ -49,6 +50,8 @@ pub enum AeroOption {
         /// AERO Service Prefixes, IPv6 of /56 or shorter.
         asps: Vec<IpNet>,
     },
+    /// ALDEL: Link IDs that are not to be used any more.
+    LinkRemove(Vec<u8>),
     /// Our claim.
     Claim(Claim),
 }
@@ -80,6 +83,7 @@ pub(super) fn parse(content: &[u8]) -> Result<Vec<AeroOption>, WireError> {
                 let address = LinkLayerAddress::new(ip, port);
                 options.push(AeroOption::LinkReply { link_id, address, asps });
             }
+            REMOVE => options.push(AeroOption::LinkRemove(body.0.to_vec())),
             CLAIM => {
                 let epoch = Epoch(body.u64()?);
                 let holder = Uuid::from_bytes(body.array()?);
@@ -125,6 +129,7 @@ pub(super) fn emit(options: &[AeroOption]) -> Vec<u8> {
                 }
                 (REPLY, body)
             }
+            AeroOption::LinkRemove(ids) => (REMOVE, ids.clone()),
             AeroOption::Claim(claim) => {
                 let mut body = claim.epoch.0.to_be_bytes().to_vec();
                 body.extend(claim.holder.as_bytes());
@@ -158,6 +163,7 @@ mod tests {
                 address: LinkLayerAddress::new("192.0.2.1".parse().unwrap(), 8061),
                 asps: vec!["2001:db8::/32".parse().unwrap(), "fd00:1:2::/48".parse().unwrap()],
             },
+            AeroOption::LinkRemove(vec![2, 7]),
             AeroOption::Claim(Claim { epoch: Epoch(9), holder: Uuid::from_u128(77) }),
         ];
         assert_eq!(parse(&emit(&options)[4..]), Ok(options));

@@ -34,6 +34,7 @@ pub enum Kind {
     Release,
     Decline,
     InformationRequest,
+    Reconfigure,
 }
 
 impl Kind {
@@ -49,6 +50,7 @@ impl Kind {
             MessageType::Release => Self::Release,
             MessageType::Decline => Self::Decline,
             MessageType::InformationRequest => Self::InformationRequest,
+            MessageType::Reconfigure => Self::Reconfigure,
             _ => return None,
         })
     }
@@ -65,6 +67,7 @@ impl Kind {
             Self::Release => MessageType::Release,
             Self::Decline => MessageType::Decline,
             Self::InformationRequest => MessageType::InformationRequest,
+            Self::Reconfigure => MessageType::Reconfigure,
         }
     }
 }
@@ -162,6 +165,21 @@ pub struct IaNa {
     pub status: Option<Status>,
 }
 
+/// The authentication option (RFC 8415 section 21.11).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Authentication {
+    /// Which protocol; 3 is [RKAP](super::rkap).
+    pub protocol: u8,
+    /// Which algorithm.
+    pub algorithm: u8,
+    /// How replays are told: 0, by a counter that only rises.
+    pub rdm: u8,
+    /// The counter.
+    pub replay: u64,
+    /// What belongs to the protocol.
+    pub info: Vec<u8>,
+}
+
 /// A DHCPv6 message.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Message {
@@ -187,6 +205,12 @@ pub struct Message {
     pub elapsed: Option<u16>,
     /// Codes of the options that the client asks for.
     pub requested: Vec<u16>,
+    /// In a Reconfigure: what the client is to send.
+    pub reconfigure: Option<Kind>,
+    /// Reconfigures are taken, or may come.
+    pub reconfigure_accept: bool,
+    /// Authentication.
+    pub authentication: Option<Authentication>,
     /// AERO's sub-options.
     pub aero: Vec<AeroOption>,
 }
@@ -206,6 +230,9 @@ impl Message {
             preference: None,
             elapsed: None,
             requested: Vec::new(),
+            reconfigure: None,
+            reconfigure_accept: false,
+            authentication: None,
             aero: Vec::new(),
         }
     }
@@ -215,7 +242,7 @@ impl Message {
     /// # Errors
     /// If it is malformed anywhere, or a relay or unknown message.
     pub fn parse(bytes: &[u8]) -> Result<Self, WireError> {
-        if matches!(bytes.first(), Some(0 | 10 | 12..)) {
+        if matches!(bytes.first(), Some(0 | 12..)) {
             return Err(WireError::Unsupported);
         }
         let walked = walk(bytes)?;
@@ -256,6 +283,17 @@ impl Message {
             DhcpOption::RapidCommit => self.rapid_commit = true,
             DhcpOption::Preference(p) => self.preference = Some(*p),
             DhcpOption::ElapsedTime(t) => self.elapsed = Some(*t),
+            DhcpOption::ReconfMsg(kind) => self.reconfigure = Kind::of(*kind),
+            DhcpOption::ReconfAccept => self.reconfigure_accept = true,
+            DhcpOption::Authentication(a) => {
+                self.authentication = Some(Authentication {
+                    protocol: a.proto,
+                    algorithm: a.algo,
+                    rdm: a.rdm,
+                    replay: a.replay_detection,
+                    info: a.info.clone(),
+                });
+            }
             DhcpOption::ORO(oro) => self.requested = oro.opts.iter().map(|c| (*c).into()).collect(),
             _ => {}
         }
@@ -291,6 +329,21 @@ impl Message {
         }
         if self.rapid_commit {
             opts.insert(DhcpOption::RapidCommit);
+        }
+        if let Some(kind) = self.reconfigure {
+            opts.insert(DhcpOption::ReconfMsg(kind.message_type()));
+        }
+        if self.reconfigure_accept {
+            opts.insert(DhcpOption::ReconfAccept);
+        }
+        if let Some(a) = &self.authentication {
+            opts.insert(DhcpOption::Authentication(dhcproto::v6::Authentication {
+                proto: a.protocol,
+                algo: a.algorithm,
+                rdm: a.rdm,
+                replay_detection: a.replay,
+                info: a.info.clone(),
+            }));
         }
         // An option is put before those of its code that are there already.
         for ia in self.ia_na.iter().rev() {

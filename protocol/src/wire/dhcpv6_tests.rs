@@ -86,7 +86,7 @@ fn what_makes_dhcproto_panic_or_misread_is_refused_before_it() {
 #[test]
 fn relay_messages_and_double_identifiers_are_refused() {
     assert_eq!(Message::parse(&[12, 0, 0, 1]), Err(WireError::Unsupported));
-    assert_eq!(Message::parse(&[10, 0, 0, 1]), Err(WireError::Unsupported));
+    assert_eq!(Message::parse(&[13, 0, 0, 1]), Err(WireError::Unsupported));
     let mut bytes = full().emit().unwrap();
     bytes.extend([0, 1, 0, 3, 0, 4, 9]);
     assert_eq!(Message::parse(&bytes), Err(WireError::BadValue));

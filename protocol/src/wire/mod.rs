@@ -10,6 +10,7 @@ mod dhcpv6_walk;
 pub mod ip;
 pub mod nd;
 mod nd_options;
+pub mod rkap;
 
 /// Why bytes were not understood. The names are those of the drop counters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, thiserror::Error)]

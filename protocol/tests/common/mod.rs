@@ -221,7 +221,9 @@ impl Link {
             Some(Role::Node(n)) => {
                 while let Some(output) = n.engine.poll_output() {
                     match output {
-                        Output::Send { to, packet } => packets.push((to, packet)),
+                        Output::Send { to, packet } | Output::SendOn { to, packet, .. } => {
+                            packets.push((to, packet));
+                        }
                         Output::Forward(change) => n.table.apply(&change),
                         Output::Event(event) => n.events.push(event),
                     }
@@ -230,7 +232,9 @@ impl Link {
             Some(Role::Server(s)) => {
                 while let Some(output) = s.engine.poll_output() {
                     match output {
-                        Output::Send { to, packet } => packets.push((to, packet)),
+                        Output::Send { to, packet } | Output::SendOn { to, packet, .. } => {
+                            packets.push((to, packet));
+                        }
                         Output::Forward(change) => s.table.apply(&change),
                         Output::Event(event) => s.events.push(event),
                     }

@@ -1,0 +1,540 @@
+//! The rig of the test table, in memory: Clients, Servers and Relays, C1-S1-R1-S2-C2, with
+//! several underlay addresses per node, a stand-in for BGP that carries announcements from Servers
+//! to Relays, and virtual time.
+
+#![allow(
+    dead_code,
+    unreachable_pub,
+    missing_docs,
+    clippy::panic,
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::large_enum_variant
+)]
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::IpAddr;
+use std::time::{Duration, Instant};
+
+use aero_protocol::Output;
+use aero_protocol::address::{Duid, Epoch, LinkLayerAddress, ServerId};
+use aero_protocol::client::{self, ClientSpec, Node};
+use aero_protocol::forwarding::{Disposition, Inner, Table};
+use aero_protocol::relay::{self, Relay};
+use aero_protocol::server::{self, Announcement, Authentication, Holder, Mapping, Server};
+use aero_protocol::wire::aero_options::Claim;
+use aero_protocol::wire::dhcpv6::Message;
+use aero_protocol::wire::ip::{Packet, Payload};
+use ipnet::IpNet;
+use uuid::Uuid;
+
+pub const DELAY: Duration = Duration::from_millis(1);
+pub const SECOND: Duration = Duration::from_secs(1);
+
+pub fn l2(text: &str) -> LinkLayerAddress {
+    text.parse::<std::net::SocketAddr>().unwrap().into()
+}
+
+/// Underlay address of Client node `n`.
+pub fn node_at(n: u8) -> LinkLayerAddress {
+    l2(&format!("192.0.2.{n}:8061"))
+}
+
+/// Underlay address of Server or Relay `n`.
+pub fn infra_at(n: u8) -> LinkLayerAddress {
+    l2(&format!("192.0.2.{n}:8060"))
+}
+
+pub fn id(n: u8) -> ServerId {
+    ServerId::new(u32::from(n)).unwrap()
+}
+
+pub fn asp() -> IpNet {
+    "2001:db8::/32".parse().unwrap()
+}
+
+pub fn acp(n: u16) -> IpNet {
+    format!("2001:db8:0:{n:x}::/64").parse().unwrap()
+}
+
+pub fn host(n: u16) -> IpAddr {
+    format!("2001:db8:0:{n:x}::1").parse().unwrap()
+}
+
+pub fn duid(n: u16) -> Duid {
+    Duid::from_uuid(Uuid::from_u128(u128::from(n)))
+}
+
+fn holder(n: u16, epoch: u64) -> Uuid {
+    Uuid::from_u128((u128::from(n) << 64) | u128::from(epoch))
+}
+
+pub enum Role {
+    Node(Node),
+    Server(Server),
+    Relay(Relay),
+}
+
+pub struct Place {
+    pub role: Role,
+    pub table: Table,
+    pub node_events: Vec<client::Event>,
+    pub server_events: Vec<server::Event>,
+    pub relay_events: Vec<relay::Event>,
+    /// Underlay address of each link of a node.
+    pub links: BTreeMap<u8, LinkLayerAddress>,
+    pub used: u8,
+}
+
+#[derive(Debug, Clone)]
+pub struct Sent {
+    pub at: Instant,
+    pub from: LinkLayerAddress,
+    pub to: LinkLayerAddress,
+    pub packet: Vec<u8>,
+    pub lost: bool,
+}
+
+impl Sent {
+    /// `Solicit`, `Reply`, ... or `icmpv6 135`.
+    pub fn name(&self) -> String {
+        match Packet::parse(&self.packet).unwrap().payload {
+            Payload::Udp { data, .. } => format!("{:?}", Message::parse(data).unwrap().kind),
+            Payload::Icmpv6 { kind, .. } => format!("icmpv6 {kind}"),
+        }
+    }
+
+    pub fn destination(&self) -> String {
+        Packet::parse(&self.packet).unwrap().destination.to_string()
+    }
+}
+
+/// One announcement, as the stand-in for BGP saw it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Update {
+    pub at: Instant,
+    pub server: ServerId,
+    pub what: Announcement,
+}
+
+pub struct Rig {
+    pub now: Instant,
+    pub start: Instant,
+    pub places: BTreeMap<LinkLayerAddress, Place>,
+    /// Further addresses of a place, by the one that it is known by.
+    alias: HashMap<LinkLayerAddress, LinkLayerAddress>,
+    ids: HashMap<LinkLayerAddress, ServerId>,
+    pub sent: Vec<Sent>,
+    in_flight: Vec<(Instant, usize)>,
+    pub lose: Box<dyn FnMut(usize, &Sent) -> bool>,
+    /// Underlay addresses that nothing reaches and nothing leaves.
+    pub dead: BTreeSet<LinkLayerAddress>,
+    pub updates: Vec<Update>,
+}
+
+impl Rig {
+    pub fn new() -> Self {
+        let start = Instant::now();
+        Self {
+            now: start,
+            start,
+            places: BTreeMap::new(),
+            alias: HashMap::new(),
+            ids: HashMap::new(),
+            sent: Vec::new(),
+            in_flight: Vec::new(),
+            lose: Box::new(|_, _| false),
+            dead: BTreeSet::new(),
+            updates: Vec::new(),
+        }
+    }
+
+    /// R1 at .10, S1 at .11, S2 at .12 (each a permanent neighbour of the others), nodes 21 at S1
+    /// and 22 at S2, Client 1 on 21 and Client 2 on 22, all associated.
+    pub fn standard() -> Self {
+        let mut rig = Self::new();
+        rig.add_relay(10);
+        for n in [11, 12] {
+            rig.add_server(n);
+        }
+        rig.mesh();
+        rig.add_node(21, &[11]);
+        rig.add_node(22, &[12]);
+        rig.map(1, 1, &[node_at(21).ip]);
+        rig.map(2, 1, &[node_at(22).ip]);
+        rig.attach(21, 1, 1);
+        rig.attach(22, 2, 1);
+        rig.run(SECOND * 3);
+        rig
+    }
+
+    fn place(&mut self, at: LinkLayerAddress, role: Role) {
+        let place = Place {
+            role,
+            table: Table::default(),
+            node_events: Vec::new(),
+            server_events: Vec::new(),
+            relay_events: Vec::new(),
+            links: BTreeMap::from([(0, at)]),
+            used: 0,
+        };
+        self.places.insert(at, place);
+        self.alias.insert(at, at);
+        self.drain(at);
+    }
+
+    pub fn add_relay(&mut self, n: u8) {
+        let relay = Relay::new(relay::Config { id: id(n), asps: vec![asp()] });
+        self.ids.insert(infra_at(n), id(n));
+        self.place(infra_at(n), Role::Relay(relay));
+    }
+
+    pub fn add_server(&mut self, n: u8) {
+        let server = Server::new(server::Config {
+            id: id(n),
+            duid: Duid::from_uuid(Uuid::from_u128(u128::from(n) << 100)),
+            asps: vec![asp()],
+            lease: Duration::from_secs(40),
+            authentication: Authentication::NodeAddress,
+        });
+        self.ids.insert(infra_at(n), id(n));
+        self.place(infra_at(n), Role::Server(server));
+        self.with_server(n, |s, _| s.set_reconfigure_secret([n; 32]));
+    }
+
+    /// Makes all Servers and Relays permanent neighbours of each other.
+    pub fn mesh(&mut self) {
+        let all: Vec<_> = self.ids.iter().map(|(at, id)| (*at, *id)).collect();
+        let relays: Vec<_> = all
+            .iter()
+            .filter(|(at, _)| matches!(self.places[at].role, Role::Relay(_)))
+            .copied()
+            .collect();
+        let servers: Vec<_> = all.iter().filter(|p| !relays.contains(p)).copied().collect();
+        for (at, own) in &servers {
+            for (l2, id) in &relays {
+                self.server_mut(*at).add_relay(*id, *l2);
+            }
+            for (l2, id) in servers.iter().filter(|(_, id)| id != own) {
+                self.server_mut(*at).add_server_peer(*id, *l2);
+            }
+            self.drain(*at);
+        }
+        for (at, _) in &relays {
+            for (l2, id) in &servers {
+                self.relay_mut(*at).add_server(*id, *l2);
+            }
+            self.drain(*at);
+        }
+    }
+
+    pub fn add_node(&mut self, n: u8, servers: &[u8]) {
+        let at = node_at(n);
+        let node = Node::new(client::Config {
+            asps: vec![asp()],
+            link_id: 0,
+            node: format!("n{n}"),
+            seed: u64::from(n),
+        });
+        self.place(at, Role::Node(node));
+        for server in servers {
+            self.with_node(n, |node, now| node.add_server(infra_at(*server), now));
+        }
+    }
+
+    /// Another underlay address of a node.
+    pub fn add_link(&mut self, n: u8, link: u8, preference: u8, at: LinkLayerAddress) {
+        self.alias.insert(at, node_at(n));
+        self.places.get_mut(&node_at(n)).unwrap().links.insert(link, at);
+        self.with_node(n, |node, now| node.add_link(link, preference, now));
+    }
+
+    pub fn node(&self, n: u8) -> &Node {
+        match &self.places[&node_at(n)].role {
+            Role::Node(node) => node,
+            _ => panic!("{n} is no node"),
+        }
+    }
+
+    pub fn server(&self, n: u8) -> &Server {
+        match &self.places[&infra_at(n)].role {
+            Role::Server(s) => s,
+            _ => panic!("{n} is no Server"),
+        }
+    }
+
+    pub fn relay(&self, n: u8) -> &Relay {
+        match &self.places[&infra_at(n)].role {
+            Role::Relay(r) => r,
+            _ => panic!("{n} is no Relay"),
+        }
+    }
+
+    fn server_mut(&mut self, at: LinkLayerAddress) -> &mut Server {
+        match &mut self.places.get_mut(&at).unwrap().role {
+            Role::Server(s) => s,
+            _ => panic!("{at} is no Server"),
+        }
+    }
+
+    fn relay_mut(&mut self, at: LinkLayerAddress) -> &mut Relay {
+        match &mut self.places.get_mut(&at).unwrap().role {
+            Role::Relay(r) => r,
+            _ => panic!("{at} is no Relay"),
+        }
+    }
+
+    pub fn with_node<R>(&mut self, n: u8, f: impl FnOnce(&mut Node, Instant) -> R) -> R {
+        let now = self.now;
+        let Role::Node(node) = &mut self.places.get_mut(&node_at(n)).unwrap().role else {
+            panic!("{n} is no node")
+        };
+        let result = f(node, now);
+        self.drain(node_at(n));
+        result
+    }
+
+    pub fn with_server<R>(&mut self, n: u8, f: impl FnOnce(&mut Server, Instant) -> R) -> R {
+        let now = self.now;
+        let result = f(self.server_mut(infra_at(n)), now);
+        self.drain(infra_at(n));
+        result
+    }
+
+    pub fn with_relay<R>(&mut self, n: u8, f: impl FnOnce(&mut Relay) -> R) -> R {
+        let result = f(self.relay_mut(infra_at(n)));
+        self.drain(infra_at(n));
+        result
+    }
+
+    /// Writes a row of the table to all Servers: Client `n`, held where these addresses are.
+    pub fn map(&mut self, n: u16, epoch: u64, underlay: &[IpAddr]) {
+        self.map_prefix(acp(n), n, epoch, underlay);
+    }
+
+    pub fn map_prefix(&mut self, prefix: IpNet, n: u16, epoch: u64, underlay: &[IpAddr]) {
+        let servers: Vec<_> = self
+            .places
+            .iter()
+            .filter(|(_, p)| matches!(p.role, Role::Server(_)))
+            .map(|(at, _)| *at)
+            .collect();
+        for at in servers {
+            let holder = Holder {
+                id: holder(n, epoch),
+                name: format!("pod web-{n}"),
+                underlay: underlay.to_vec(),
+            };
+            let mapping =
+                Mapping { prefix, client: duid(n), epoch: Epoch(epoch), holder: Some(holder) };
+            let now = self.now;
+            self.server_mut(at).set_mapping(mapping, now);
+            self.drain(at);
+        }
+    }
+
+    pub fn attach(&mut self, node: u8, n: u16, epoch: u64) {
+        let claim = Some(Claim { epoch: Epoch(epoch), holder: holder(n, epoch) });
+        let spec = ClientSpec { client: duid(n), claim, prefixes: vec![acp(n)] };
+        self.with_node(node, |engine, now| engine.attach(spec, now));
+    }
+
+    /// Gives a control packet to whoever is at `to`, at once.
+    pub fn inject(&mut self, from: LinkLayerAddress, to: LinkLayerAddress, packet: &[u8]) {
+        let now = self.now;
+        let Some(key) = self.alias.get(&to).copied() else { return };
+        match &mut self.places.get_mut(&key).unwrap().role {
+            Role::Node(e) => e.handle_packet(from, packet, now),
+            Role::Server(e) => e.handle_packet(from, packet, now),
+            Role::Relay(e) => e.handle_packet(from, packet, now),
+        }
+        self.drain(key);
+    }
+
+    fn drain(&mut self, at: LinkLayerAddress) {
+        let Some(place) = self.places.get_mut(&at) else { return };
+        let mut packets = Vec::new();
+        let mut updates = Vec::new();
+        macro_rules! drain {
+            ($engine:expr, $events:expr, $used:expr) => {
+                while let Some(output) = $engine.poll_output() {
+                    match output {
+                        Output::Send { to, packet } => {
+                            packets.push((place.links[&place.used], to, packet));
+                        }
+                        Output::SendOn { link, to, packet } => {
+                            packets.push((place.links[&link], to, packet));
+                        }
+                        Output::Forward(change) => place.table.apply(&change),
+                        Output::Event(event) => {
+                            if let Some(link) = $used(&event) {
+                                place.used = link;
+                            }
+                            $events.push(event);
+                        }
+                    }
+                }
+            };
+        }
+        match &mut place.role {
+            Role::Node(e) => drain!(e, place.node_events, |event: &client::Event| match event {
+                client::Event::LinkUsed(link) => Some(*link),
+                _ => None,
+            }),
+            Role::Server(e) => {
+                drain!(e, place.server_events, |_: &server::Event| None);
+                while let Some(what) = e.poll_announcement() {
+                    updates.push(Update { at: self.now, server: self.ids[&at], what });
+                }
+            }
+            Role::Relay(e) => drain!(e, place.relay_events, |_: &relay::Event| None),
+        }
+        for (from, to, packet) in packets {
+            let mut sent = Sent { at: self.now, from, to, packet, lost: false };
+            let n = self.sent.len();
+            sent.lost = self.is_dead(from) || self.is_dead(to) || (self.lose)(n, &sent);
+            if !sent.lost {
+                self.in_flight.push((self.now + DELAY, n));
+            }
+            self.sent.push(sent);
+        }
+        for update in updates {
+            self.updates.push(update);
+            self.tell_relays(update);
+        }
+    }
+
+    fn tell_relays(&mut self, update: Update) {
+        let relays: Vec<_> = self
+            .places
+            .iter()
+            .filter(|(_, p)| matches!(p.role, Role::Relay(_)))
+            .map(|(at, _)| *at)
+            .collect();
+        for at in relays {
+            match update.what {
+                Announcement::Announce(acp) => {
+                    self.relay_mut(at).set_route(acp, update.server).unwrap();
+                }
+                Announcement::Withdraw(acp) => self.relay_mut(at).remove_route(acp, update.server),
+            }
+            self.drain(at);
+        }
+    }
+
+    pub fn is_dead(&self, at: LinkLayerAddress) -> bool {
+        self.dead.contains(&at)
+    }
+
+    /// Lets everything happen that happens within `time`.
+    pub fn run(&mut self, time: Duration) {
+        let end = self.now + time;
+        loop {
+            let packet = self.in_flight.iter().map(|(t, _)| *t).min();
+            let timer = self.places.values().filter_map(|p| poll_timeout(&p.role)).min();
+            let Some(next) = packet.into_iter().chain(timer).min().filter(|t| *t <= end) else {
+                break;
+            };
+            self.now = self.now.max(next);
+            self.deliver_due();
+            let now = self.now;
+            let all: Vec<_> = self.places.keys().copied().collect();
+            for at in all {
+                match &mut self.places.get_mut(&at).unwrap().role {
+                    Role::Node(e) => e.handle_timeout(now),
+                    Role::Server(e) => e.handle_timeout(now),
+                    Role::Relay(e) => e.handle_timeout(now),
+                }
+                self.drain(at);
+            }
+        }
+        self.now = end;
+    }
+
+    fn deliver_due(&mut self) {
+        let now = self.now;
+        let (due, later): (Vec<_>, Vec<_>) = self.in_flight.drain(..).partition(|(t, _)| *t <= now);
+        self.in_flight = later;
+        for (_, n) in due {
+            let Sent { from, to, packet, .. } = self.sent[n].clone();
+            if !self.is_dead(to) {
+                self.inject(from, to, &packet);
+            }
+        }
+    }
+
+    /// The way of a user's packet from a node: every underlay address that it comes to, and in the
+    /// end `Ok` if it is delivered there (to a host, or to the Internetwork at a Relay) or why not.
+    pub fn way(
+        &self,
+        from: u8,
+        source: IpAddr,
+        destination: IpAddr,
+    ) -> (Vec<LinkLayerAddress>, Result<(), String>) {
+        let place = &self.places[&node_at(from)];
+        let inner = Inner { source, destination };
+        let disposition = place.table.egress(inner, self.now);
+        self.follow(place.links[&place.used], inner, disposition)
+    }
+
+    /// The way of a packet that arrives at `at` from the outer address `from`.
+    pub fn way_from(
+        &self,
+        from: LinkLayerAddress,
+        at: LinkLayerAddress,
+        source: IpAddr,
+        destination: IpAddr,
+    ) -> (Vec<LinkLayerAddress>, Result<(), String>) {
+        self.follow(from, Inner { source, destination }, Disposition::Tunnel(at))
+    }
+
+    fn follow(
+        &self,
+        mut from: LinkLayerAddress,
+        inner: Inner,
+        mut disposition: Disposition,
+    ) -> (Vec<LinkLayerAddress>, Result<(), String>) {
+        let mut hops = Vec::new();
+        for _ in 0..8 {
+            match disposition {
+                Disposition::Deliver => return (hops, Ok(())),
+                Disposition::Drop(why) => return (hops, Err(why.label().into())),
+                Disposition::Tunnel(to) => {
+                    hops.push(to);
+                    if self.is_dead(to) {
+                        return (hops, Err("dead".into()));
+                    }
+                    let Some(place) = self.alias.get(&to).and_then(|a| self.places.get(a)) else {
+                        return (hops, Ok(()));
+                    };
+                    disposition = place.table.ingress(from, inner, self.now);
+                    from = to;
+                }
+            }
+        }
+        (hops, Err("loop".into()))
+    }
+
+    /// True if Client `destination` gets what Client `source` on `from` sends, at node `at`.
+    pub fn reaches(&self, from: u8, source: u16, destination: u16, at: LinkLayerAddress) -> bool {
+        let (hops, end) = self.way(from, host(source), host(destination));
+        end.is_ok() && hops.last() == Some(&at)
+    }
+
+    /// What was sent since message number `since`.
+    pub fn since(&self, since: usize) -> &[Sent] {
+        &self.sent[since..]
+    }
+
+    pub fn bound(&self, node: u8, n: u16) -> Vec<LinkLayerAddress> {
+        self.node(node).standing(&duid(n)).map(|s| s.bound).unwrap_or_default()
+    }
+}
+
+fn poll_timeout(role: &Role) -> Option<Instant> {
+    match role {
+        Role::Node(e) => e.poll_timeout(),
+        Role::Server(e) => e.poll_timeout(),
+        Role::Relay(e) => e.poll_timeout(),
+    }
+}
