@@ -339,7 +339,6 @@ impl Node {
                     self.bound(&id, from, &prefixes, new, now);
                     self.registered(&id, from, now);
                     self.link_registered(link, &id, from, new, now);
-                    self.leave_if_bound_elsewhere(&id, now);
                 }
                 Err((StatusCode::NoBinding, text)) => {
                     a.lease = None;
@@ -353,6 +352,7 @@ impl Node {
             _ => return Err(WireError::BadValue),
         }
         self.server_lives(from, now);
+        self.leave_if_bound_elsewhere(&id, now);
         if refused {
             self.check_lease(&id, now);
         }
