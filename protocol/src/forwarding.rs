@@ -62,6 +62,9 @@ pub enum Change {
     /// The same for a Relay, as a Server sees it; moreover no packet that came from a peer is ever
     /// sent to it ("no bounce", draft -48 section 3.5).
     AddRelay(LinkLayerAddress),
+    /// The same for a Forwarding Agent of this Server: what it sends on is forwarded as if it had
+    /// come to this Server itself, also to a Relay.
+    AddAgent(LinkLayerAddress),
     /// No longer accepts it.
     RemovePeer(LinkLayerAddress),
     /// Accepts inner sources in `prefix` from this outer source only.
@@ -314,6 +317,7 @@ pub struct Table {
     sources: Lpm<Sources>,
     peers: HashSet<LinkLayerAddress>,
     relays: HashSet<LinkLayerAddress>,
+    agents: HashSet<LinkLayerAddress>,
     handovers: HashMap<LinkLayerAddress, Vec<(IpNet, Instant)>>,
     direct: DirectPaths,
 }
@@ -339,7 +343,9 @@ impl Table {
                 self.peers.insert(*peer);
                 self.relays.insert(*peer);
             }
+            Change::AddAgent(agent) => drop(self.agents.insert(*agent)),
             Change::RemovePeer(peer) => {
+                self.agents.remove(peer);
                 self.peers.remove(peer);
                 self.relays.remove(peer);
             }
@@ -447,7 +453,7 @@ impl Table {
     }
 
     fn accepts(&self, from: LinkLayerAddress, inner: Inner, now: Instant) -> bool {
-        if self.peers.contains(&from) {
+        if self.peers.contains(&from) || self.agents.contains(&from) {
             return true;
         }
         let by_source = self

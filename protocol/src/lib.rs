@@ -12,13 +12,14 @@
 //! virtual time.
 //!
 //! Read in this order: [`address`], [`wire`] (bytes), [`forwarding`] (the only influence on
-//! user data), [`neighbor`], [`client`], [`server`], [`relay`].
+//! user data), [`neighbor`], [`client`], [`server`], [`relay`], [`forwarding_agent`].
 
 #![forbid(unsafe_code)]
 
 pub mod address;
 pub mod client;
 pub mod forwarding;
+pub mod forwarding_agent;
 pub mod neighbor;
 mod passing;
 pub mod relay;

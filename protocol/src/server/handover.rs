@@ -125,7 +125,7 @@ impl Server {
         entry.until = until;
         self.by_address.remove(&aero_address(prefix));
         self.timers.set(Timer::Lease(prefix), until);
-        self.write_paths(prefix);
+        self.write_paths(prefix, now);
     }
 }
 

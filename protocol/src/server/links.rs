@@ -152,7 +152,7 @@ impl Server {
         };
         if doubt.asked >= MAX_RETRY {
             self.doubts.remove(&(prefix, id));
-            self.link_is_dead(prefix, link);
+            self.link_is_dead(prefix, link, now);
             return;
         }
         doubt.asked += 1;
@@ -185,7 +185,7 @@ impl Server {
         answered.is_some()
     }
 
-    fn link_is_dead(&mut self, prefix: IpNet, link: Link) {
+    fn link_is_dead(&mut self, prefix: IpNet, link: Link, now: Instant) {
         let Some(entry) = self.neighbors.get_mut(&prefix) else { return };
         let before = entry.link_layer;
         entry.links.retain(|l| l.id != link.id);
@@ -195,7 +195,7 @@ impl Server {
         }
         entry.use_best_link();
         let (at, epoch) = (entry.link_layer, entry.epoch);
-        self.write_paths(prefix);
+        self.write_paths(prefix, now);
         if at != before {
             self.event(Event::Associated { prefix, at, moved_from: Some(before), epoch });
         }

@@ -7,8 +7,9 @@
 //! [`dhcp`](self) answers live in `dhcp.rs`, who may have what in `authorization.rs`, the entries
 //! in `neighbors.rs` (their links in `links.rs`), what Clients tell each other in `redirect.rs`,
 //! Relays and other Servers in `peers.rs`, a Client that goes to another Server in `handover.rs`, a
-//! Server that sends its Clients away in `reconfigure.rs`.
+//! Server that sends its Clients away in `reconfigure.rs`, Forwarding Agents in `agents.rs`.
 
+mod agents;
 mod authorization;
 mod dhcp;
 mod handover;
@@ -27,6 +28,7 @@ use std::time::{Duration, Instant};
 use ipnet::IpNet;
 use uuid::Uuid;
 
+pub use agents::{AGENT_RA_INTERVAL, AgentConfig, Scope};
 pub use authorization::{Authentication, Refusal};
 pub use handover::MAX_LINGER;
 pub use links::Link;
@@ -160,6 +162,8 @@ enum Timer {
     Parked(u64),
     Link(IpNet, u8),
     Reconfigure(IpNet),
+    Agent(LinkLayerAddress),
+    AgentNotice(IpNet),
 }
 
 /// A DHCPv6 message together with where it came from.
@@ -190,6 +194,7 @@ pub struct Server {
     reconfigures: BTreeMap<IpNet, reconfigure::Pending>,
     keys: reconfigure::Keys,
     draining: bool,
+    agents: agents::Agents,
     parked: BTreeMap<u64, Request>,
     next_parked: u64,
     timers: Timers<Timer>,
@@ -215,6 +220,7 @@ impl Server {
             reconfigures: BTreeMap::new(),
             keys: reconfigure::Keys::default(),
             draining: false,
+            agents: agents::Agents::default(),
             parked: BTreeMap::new(),
             next_parked: 0,
             timers: Timers::default(),
@@ -298,6 +304,8 @@ impl Server {
                 Timer::Former(prefix) => self.forget_former(prefix),
                 Timer::Link(prefix, id) => self.solicit_link(prefix, id, now),
                 Timer::Reconfigure(prefix) => self.reconfigure_due(prefix, now),
+                Timer::Agent(at) => self.agent_due(at, now),
+                Timer::AgentNotice(prefix) => self.agent_notice_due(prefix, now),
                 Timer::Parked(id) => {
                     if let Some(request) = self.parked.remove(&id) {
                         self.answer(request, false, now);

@@ -85,10 +85,11 @@ impl Server {
         self.by_address.insert(aero_address(prefix), prefix);
         self.timers.set(Timer::Lease(prefix), until);
         self.announcements.set(prefix, true);
+        self.tell_of_agent(prefix, !unchanged, now);
         if unchanged {
             return;
         }
-        self.write_paths(prefix);
+        self.write_paths(prefix, now);
         self.event(Event::Associated { prefix, at, moved_from, epoch });
         // A departure that is still being announced now has a successor to name, unless the
         // prefix came back to that very node.
@@ -108,10 +109,11 @@ impl Server {
     }
 
     /// Writes the route of an entry and who may send from its prefix.
-    pub(super) fn write_paths(&mut self, prefix: IpNet) {
+    pub(super) fn write_paths(&mut self, prefix: IpNet, now: Instant) {
         for change in self.paths(prefix) {
             self.change(change);
         }
+        self.feed_paths(prefix, now);
     }
 
     /// The route of an entry, and who may send from its prefix.
@@ -162,6 +164,7 @@ impl Server {
         self.timers.cancel(&Timer::Reconfigure(prefix));
         self.change(Change::RemoveRoute { prefix });
         self.change(Change::RemoveSource { prefix });
+        self.feed_removal(prefix);
         self.announcements.set(prefix, false);
         self.event(Event::Ended { prefix, at: entry.link_layer, why });
     }
