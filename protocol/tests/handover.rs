@@ -298,7 +298,7 @@ fn a_server_that_drains_sends_its_clients_to_others_before_it_goes() {
     rig.with_node(22, |node, now| node.add_server(infra_at(S1), now));
     rig.run(SECOND * 3);
     let since = rig.sent.len();
-    rig.with_server(S1, |s, now| s.drain(now));
+    rig.with_server(S1, aero_protocol::server::Server::drain);
     rig.run(SECOND / 10);
     assert!(rig.since(since).iter().any(|s| s.name() == "Reconfigure"));
     assert_eq!((rig.bound(21, 1), rig.bound(22, 2)), (vec![infra_at(S2)], vec![infra_at(S2)]));
@@ -321,7 +321,7 @@ fn the_loss_of_a_reconfigure_is_made_good() {
         lost += u32::from(lose);
         lose
     });
-    rig.with_server(S1, |s, now| s.drain(now));
+    rig.with_server(S1, aero_protocol::server::Server::drain);
     rig.run(SECOND * 8);
     assert_eq!(rig.bound(21, 1), [infra_at(S2)]);
     rig.run(SECOND * 30);
@@ -336,7 +336,7 @@ fn a_forged_or_replayed_reconfigure_is_discarded() {
     rig.run(SECOND * 3);
     let since = rig.sent.len();
     rig.lose = Box::new(|_, s| s.name() == "Reconfigure");
-    rig.with_server(S1, |s, now| s.drain(now));
+    rig.with_server(S1, aero_protocol::server::Server::drain);
     rig.with_server(S1, |s, _| s.resume());
     let good = rig.since(since).iter().find(|s| s.name() == "Reconfigure").unwrap().packet.clone();
     rig.lose = Box::new(|_, _| false);
@@ -364,7 +364,7 @@ fn a_forged_or_replayed_reconfigure_is_discarded() {
 fn a_draining_server_gives_no_new_lease_and_keeps_those_that_it_gave() {
     let mut rig = Rig::standard();
     rig.map(3, 1, &[node_at(21).ip]);
-    rig.with_server(S1, |s, now| s.drain(now));
+    rig.with_server(S1, aero_protocol::server::Server::drain);
     rig.attach(21, 3, 1);
     rig.run(SECOND * 60);
     assert!(rig.bound(21, 3).is_empty());
@@ -383,7 +383,7 @@ fn a_server_that_lost_its_memory_makes_the_binding_anew_when_a_client_rebinds() 
     rig.mesh();
     rig.map(1, 1, &[node_at(21).ip]);
     let since = rig.sent.len();
-    rig.with_node(21, |node, now| node.underlay_changed(now));
+    rig.with_node(21, aero_protocol::client::Node::underlay_changed);
     rig.run(SECOND / 10);
     let names: Vec<_> = rig.since(since).iter().map(topology::Sent::name).collect();
     assert_eq!(names[..2], ["Rebind", "Reply"], "one round trip");

@@ -61,6 +61,8 @@ pub(super) struct Association {
     moved: bool,
     /// The link that the exchange goes over, and that it registers.
     pub(super) link: u8,
+    /// Correspondents are to be told of it when it is registered.
+    pub(super) tells: bool,
     /// Links that are still to be registered.
     pub(super) links_due: BTreeSet<u8>,
     /// With which the Server proves that a Reconfigure is its own, and the last counter seen.
@@ -79,6 +81,7 @@ impl Association {
             sent: 0,
             moved: false,
             link,
+            tells: false,
             links_due: BTreeSet::new(),
             key: None,
         }
@@ -333,12 +336,13 @@ impl Node {
                         a.key = Some((key, given.replay));
                     }
                     let link = a.link;
+                    client.announce |= std::mem::take(&mut a.tells);
                     client.refusal = None;
                     self.timers.set(Timer::Association(id.clone(), from), now + t1);
                     self.learn_asps(message);
                     self.bound(&id, from, &prefixes, new, now);
-                    self.registered(&id, from, now);
                     self.link_registered(link, &id, from, new, now);
+                    self.registered(&id, from, now);
                 }
                 Err((StatusCode::NoBinding, text)) => {
                     a.lease = None;

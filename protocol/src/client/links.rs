@@ -11,6 +11,7 @@ use super::{Event, Node, Timer};
 use crate::Output;
 use crate::address::{Duid, LinkLayerAddress};
 use crate::wire::aero_options::AeroOption;
+use crate::wire::nd::{LinkLayerOption, NdOption};
 
 /// How often a link that has died is tried again.
 pub const LINK_RETRY: Duration = Duration::from_secs(10);
@@ -32,6 +33,8 @@ pub struct UnderlayLink {
 struct State {
     preference: u8,
     live: bool,
+    /// Some Server knows it.
+    registered: bool,
 }
 
 /// All underlay interfaces, the first of which is there from the start.
@@ -45,7 +48,7 @@ pub(super) struct Links {
 
 impl Links {
     pub(super) fn new(first: u8) -> Self {
-        let state = State { preference: 3, live: true };
+        let state = State { preference: 3, live: true, registered: true };
         Self { all: BTreeMap::from([(first, state)]), removed: Vec::new(), used: first }
     }
 
@@ -67,6 +70,29 @@ impl Links {
         (!all.is_empty()).then_some(AeroOption::LinkRemove(all))
     }
 
+    /// All links that Servers know, best first or not, for Predirects, Redirects and advertisements;
+    /// Servers fill in the addresses. `all`: those out of use too, with Preference 0.
+    pub(super) fn options(&self, all: bool) -> Vec<NdOption> {
+        let known = self.all.iter().filter(|(_, s)| s.live && s.registered);
+        let known = known.map(|(id, s)| (*id, s.preference * 85));
+        let dead = self.all.iter().filter(|(_, s)| !s.live).map(|(id, _)| (*id, 0));
+        let removed = self.removed.iter().map(|id| (*id, 0));
+        let unused = dead.chain(removed).filter(|_| all);
+        known.chain(unused).map(|(id, preference)| target(id, preference)).collect()
+    }
+
+    /// All links as out of use: the Client is not at this node any more.
+    pub(super) fn disabled(&self) -> impl Iterator<Item = NdOption> {
+        self.live().map(|id| target(id, 0))
+    }
+
+    /// A Link ID that is none of ours: of a new holder's link.
+    pub(super) fn foreign(&self) -> u8 {
+        let ours = |id: &u8| self.all.contains_key(id) || self.removed.contains(id);
+        let next = self.used.wrapping_add(1);
+        (0..=u8::MAX).map(|n| next.wrapping_add(n)).find(|id| !ours(id)).unwrap_or(next)
+    }
+
     fn live(&self) -> impl Iterator<Item = u8> {
         self.all.iter().filter(|(_, s)| s.live).map(|(id, _)| *id)
     }
@@ -78,17 +104,21 @@ impl Links {
     }
 }
 
+fn target(link_id: u8, preference: u8) -> NdOption {
+    NdOption::TargetLinkLayer(LinkLayerOption { link_id, preference, address: None })
+}
+
 impl Node {
     /// Another underlay interface, or another preference (1 to 3) of one that is known.
     pub fn add_link(&mut self, link: u8, preference: u8, now: Instant) {
         let preference = preference.clamp(1, 3);
-        let old = self.links.all.insert(link, State { preference, live: true });
+        let old = self.links.all.insert(link, State { preference, live: true, registered: false });
         if old.is_some_and(|o| o.live && o.preference == preference) {
             return;
         }
         self.links.removed.retain(|l| *l != link);
         self.timers.cancel(&Timer::Link(link));
-        self.choose_link();
+        self.choose_link(now);
         self.register_everywhere(link, now);
     }
 
@@ -181,12 +211,14 @@ impl Node {
         now: Instant,
     ) {
         let Some(state) = self.links.all.get_mut(&link) else { return };
+        state.registered = true;
         if !state.live {
             state.live = true;
             self.timers.cancel(&Timer::Link(link));
-            self.choose_link();
+            self.choose_link(now);
             self.register_everywhere(link, now);
         }
+        let default = self.default == Some(server);
         let others: Vec<u8> = self.links.live().filter(|l| *l != link).collect();
         if let Some(a) = self.clients.get_mut(id).and_then(|c| c.associations.get_mut(&server)) {
             if new {
@@ -196,6 +228,7 @@ impl Node {
                 && let Some(next) = a.links_due.pop_first()
             {
                 a.moves();
+                a.tells = default;
                 self.begin_on(next, id, server, Phase::Rebinding, now);
             }
         }
@@ -216,7 +249,7 @@ impl Node {
 
     /// A link died or was removed: the next takes over, and the Servers are told over it.
     fn link_went(&mut self, link: u8, now: Instant) {
-        self.choose_link();
+        self.choose_link(now);
         let used = self.links.used;
         for client in self.clients.values_mut() {
             for a in client.associations.values_mut() {
@@ -226,12 +259,14 @@ impl Node {
         self.register_everywhere(used, now);
     }
 
-    fn choose_link(&mut self) {
+    fn choose_link(&mut self, now: Instant) {
         if let Some(best) = self.links.best()
             && best != self.links.used
         {
             self.links.used = best;
             self.event(Event::LinkUsed(best));
+            // Correspondents do not accept us from there before they are told.
+            self.suspend_paths(now);
         }
     }
 
@@ -250,6 +285,7 @@ impl Node {
     /// Registers a link for one Client at one Server: at once if nothing else goes on there, or if
     /// what goes on there went over a link that is dead now.
     fn register(&mut self, link: u8, id: &Duid, server: LinkLayerAddress, now: Instant) {
+        let default = self.default == Some(server);
         let Some(a) = self.clients.get_mut(id).and_then(|c| c.associations.get_mut(&server)) else {
             return;
         };
@@ -259,6 +295,7 @@ impl Node {
         let stuck = self.links.all.get(&a.link).is_none_or(|s| !s.live) && a.link != link;
         if a.phase == Phase::Bound || (stuck && a.phase != Phase::Releasing) {
             a.moves();
+            a.tells = default;
             self.begin_on(link, id, server, Phase::Rebinding, now);
         } else {
             a.links_due.insert(link);

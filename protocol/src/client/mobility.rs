@@ -98,13 +98,13 @@ impl Node {
         let own = aero_address(key.1);
         let mut options = Vec::new();
         match what {
-            News::Here => options.push(NdOption::TargetLinkLayer(self.own_link(255))),
+            News::Here => options.extend(self.links.options(true)),
             News::Left { epoch, successor } => {
-                options.push(NdOption::TargetLinkLayer(self.own_link(0)));
+                options.extend(self.links.disabled());
                 // Another Link ID than ours: the new holder's link is not one of our own.
                 options.extend(successor.map(|l2| {
                     NdOption::TargetLinkLayer(LinkLayerOption {
-                        link_id: self.config.link_id.wrapping_add(1),
+                        link_id: self.links.foreign(),
                         preference: 255,
                         address: Some(l2),
                     })

@@ -8,11 +8,12 @@
 //! `reachability.rs`, and follow moves in `mobility.rs`.
 
 mod association;
+mod forwarding_agents;
+mod links;
+mod macro_mobility;
 mod mobility;
 mod reachability;
 mod route_optimization;
-mod links;
-mod macro_mobility;
 mod servers;
 mod sizes;
 
@@ -24,11 +25,11 @@ use rand::SeedableRng;
 use rand::rngs::StdRng;
 
 use association::{Association, Phase};
+pub use links::{LINK_RETRY, UnderlayLink};
+pub use macro_mobility::DRAIN_TIME;
 use mobility::{Announcement, News};
 use route_optimization::Attempt;
 pub use route_optimization::{MAX_ATTEMPTS, MAX_CONTROL, MAX_REDIRECTED};
-pub use links::{LINK_RETRY, UnderlayLink};
-pub use macro_mobility::DRAIN_TIME;
 pub use servers::Liveness;
 use servers::ServerState;
 pub use sizes::Sizes;
@@ -280,6 +281,7 @@ enum Timer {
 
     Farewell(Duid, LinkLayerAddress),
     Return(LinkLayerAddress),
+    Agent(LinkLayerAddress),
     Link(u8),
 }
 
@@ -315,6 +317,7 @@ pub struct Node {
     /// The time since 1970 at a moment.
     clock: Option<(Instant, Duration)>,
     links: links::Links,
+    agents: forwarding_agents::Agents,
     farewells: BTreeMap<(Duid, LinkLayerAddress), macro_mobility::Farewell>,
     timers: Timers<Timer>,
     rng: StdRng,
@@ -328,6 +331,7 @@ impl Node {
         Self {
             links: links::Links::new(config.link_id),
             farewells: BTreeMap::new(),
+            agents: BTreeMap::new(),
             config,
             clients: BTreeMap::new(),
             servers: BTreeMap::new(),
@@ -473,6 +477,7 @@ impl Node {
 
                 Timer::Farewell(id, server) => self.farewell_due(&id, server, now),
                 Timer::Return(server) => self.return_to(server, now),
+                Timer::Agent(at) => self.agent_due(at, now),
                 Timer::Link(link) => self.try_link(link, now),
             }
         }
@@ -501,6 +506,9 @@ impl Node {
             }
             Payload::Icmpv6 { .. } if from_server => {
                 self.neighbor_discovery(from, &Nd::parse(&packet)?, now)
+            }
+            Payload::Icmpv6 { .. } if self.agents.contains_key(&from) => {
+                self.agent_says(from, &Nd::parse(&packet)?, now)
             }
             Payload::Icmpv6 { .. } => self.straight_from_neighbor(from, &Nd::parse(&packet)?, now),
             Payload::Udp { .. } if from_server => Err(WireError::Unsupported),
@@ -562,9 +570,10 @@ impl Node {
                 };
                 self.ignore(from, outcome)
             }
-            NdMessage::RouterSolicitation | NdMessage::RouterAdvertisement { .. } => {
-                Err(WireError::Unsupported)
+            NdMessage::RouterAdvertisement { lifetime } => {
+                self.router_advertised(from, nd, lifetime, now)
             }
+            NdMessage::RouterSolicitation => Err(WireError::Unsupported),
         }
     }
 

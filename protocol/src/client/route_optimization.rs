@@ -20,7 +20,7 @@ use crate::forwarding::{Change, Inner};
 use crate::neighbor::{Key, Link, Nonce};
 use crate::timers::RETRANS_TIMER;
 use crate::wire::WireError;
-use crate::wire::nd::{LinkLayerOption, Nd, NdMessage, NdOption};
+use crate::wire::nd::{Nd, NdMessage, NdOption};
 
 /// Largest control packet: what a tunnel over IPv6 carries whole (section 3.10: 1280 - ENCAPS).
 pub const MAX_CONTROL: usize = 1280 - 56;
@@ -154,7 +154,7 @@ impl Node {
         packet: &[u8],
         now: Instant,
     ) -> Vec<NdOption> {
-        let mut options = vec![NdOption::TargetLinkLayer(self.own_link(255))];
+        let mut options = self.own_links();
         options.extend(self.timestamp(now));
         options.extend(nonce.map(NdOption::Nonce));
         if !packet.is_empty() {
@@ -165,8 +165,8 @@ impl Node {
     }
 
     /// Our link as we name it to a Server.
-    pub(super) fn own_link(&self, preference: u8) -> LinkLayerOption {
-        LinkLayerOption { link_id: self.config.link_id, preference, address: None }
+    pub(super) fn own_links(&self) -> Vec<NdOption> {
+        self.links.options(false)
     }
 
     /// A Timestamp option, if the clock is known (RFC 3971 section 5.3.1).

@@ -79,6 +79,7 @@ impl Node {
         }
         self.timers.cancel(&Timer::Probe(server));
         self.timers.cancel(&Timer::Return(server));
+        self.leave_agents_of(server);
         let ids: Vec<Duid> = self.clients.keys().cloned().collect();
         for id in &ids {
             self.timers.cancel(&Timer::Association(id.clone(), server));
@@ -190,6 +191,7 @@ impl Node {
         state.unanswered = 0;
         let first = state.bound.pop_first();
         self.event(Event::ServerDown(server));
+        self.leave_agents_of(server);
         self.choose_default(now);
         for (id, client) in &mut self.clients {
             if let Some(association) = client.associations.get_mut(&server) {
@@ -280,7 +282,12 @@ impl Node {
             let change = match self.default {
                 Some(server) => Change::SetRoute {
                     prefix: *prefix,
-                    route: Route { to: NextHop::Neighbor(server), transit: false, until: None },
+                    // Data goes by the Server's Forwarding Agent, if it has one for all.
+                    route: Route {
+                        to: NextHop::Neighbor(self.agent_of(server).unwrap_or(server)),
+                        transit: false,
+                        until: None,
+                    },
                 },
                 None => Change::RemoveRoute { prefix: *prefix },
             };

@@ -62,6 +62,8 @@ pub enum FeedChange {
     AddSource { prefix: IpNet, from: SocketAddr, millis: Option<u64> },
     RemoveSource { prefix: IpNet },
     SetHandover { prefix: IpNet, from: SocketAddr, millis: u64 },
+    SetDirect { source: IpNet, destination: IpNet, neighbor: SocketAddr, millis: u64 },
+    RemoveDirect { source: IpNet, destination: IpNet },
 }
 
 /// A [`NextHop`] as it travels.
@@ -144,6 +146,13 @@ impl FeedChange {
             Change::SetHandover { prefix, from, until } => {
                 Self::SetHandover { prefix, from: from.into(), millis: left(until) }
             }
+            Change::SetDirect { source, destination, to, until } => {
+                let (neighbor, millis) = (to.into(), left(until));
+                Self::SetDirect { source, destination, neighbor, millis }
+            }
+            Change::RemoveDirect { source, destination } => {
+                Self::RemoveDirect { source, destination }
+            }
         }
     }
 
@@ -176,6 +185,13 @@ impl FeedChange {
             Self::RemoveSource { prefix } => Change::RemoveSource { prefix },
             Self::SetHandover { prefix, from, millis } => {
                 Change::SetHandover { prefix, from: from.into(), until: at(millis) }
+            }
+            Self::SetDirect { source, destination, neighbor, millis } => {
+                let (to, until) = (neighbor.into(), at(millis));
+                Change::SetDirect { source, destination, to, until }
+            }
+            Self::RemoveDirect { source, destination } => {
+                Change::RemoveDirect { source, destination }
             }
         }
     }
@@ -239,6 +255,8 @@ mod tests {
             Change::AddSource { prefix, from, until: None },
             Change::RemoveSource { prefix },
             Change::SetHandover { prefix, from, until },
+            Change::SetDirect { source: prefix, destination: prefix, to: from, until },
+            Change::RemoveDirect { source: prefix, destination: prefix },
         ];
         for change in all {
             let line = Message::Change(FeedChange::of(&change, now)).to_line().unwrap();

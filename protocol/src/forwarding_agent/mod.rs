@@ -149,29 +149,37 @@ impl ForwardingAgent {
     }
 
     fn apply(&mut self, change: Change) {
-        let round = self.round;
-        let mut set = |key: Key| drop(self.told.insert(key, round));
-        match change {
-            Change::SetRoute { prefix, .. } => set(Key::Route(prefix)),
-            Change::AddPeer(peer) | Change::AddRelay(peer) | Change::AddAgent(peer) => {
-                set(Key::Peer(peer));
+        let key = match change {
+            Change::SetRoute { prefix, .. } | Change::RemoveRoute { prefix } => Key::Route(prefix),
+            Change::SetSource { prefix, .. }
+            | Change::AddSource { prefix, .. }
+            | Change::RemoveSource { prefix } => Key::Source(prefix),
+            Change::AddPeer(peer)
+            | Change::AddRelay(peer)
+            | Change::AddAgent(peer)
+            | Change::RemovePeer(peer) => Key::Peer(peer),
+            // They end by themselves, or are a Client's.
+            Change::SetHandover { .. } | Change::SetDirect { .. } | Change::RemoveDirect { .. } => {
+                self.outputs.push_back(Output::Forward(change));
+                return;
             }
+        };
+        match change {
             Change::SetSource { prefix, from, .. } => {
-                set(Key::Source(prefix));
                 self.sources.insert(prefix, vec![from]);
             }
             Change::AddSource { prefix, from, .. } => {
-                set(Key::Source(prefix));
                 self.sources.entry(prefix).or_default().push(from);
             }
-            Change::RemoveRoute { prefix } => drop(self.told.remove(&Key::Route(prefix))),
             Change::RemoveSource { prefix } => {
-                self.told.remove(&Key::Source(prefix));
                 self.sources.remove(&prefix);
             }
-            Change::RemovePeer(peer) => drop(self.told.remove(&Key::Peer(peer))),
-            // They end by themselves.
-            Change::SetHandover { .. } => {}
+            _ => {}
+        }
+        if change == key.removal() {
+            self.told.remove(&key);
+        } else {
+            self.told.insert(key, self.round);
         }
         self.outputs.push_back(Output::Forward(change));
     }

@@ -7,24 +7,11 @@ use ipnet::IpNet;
 
 use super::{Ended, Event, Neighbor, Request, Server, Timer};
 use crate::address::{LinkLayerAddress, aero_address};
+use crate::neighbor::{Link, MAX_LINKS};
 use crate::timers::{MAX_RETRY, RETRANS_TIMER};
 use crate::wire::aero_options::AeroOption;
 use crate::wire::dhcpv6::Kind;
 use crate::wire::nd::{Nd, NdMessage, NdOption};
-
-/// Most links of one Client.
-const MAX_LINKS: usize = 8;
-
-/// One of a Client's underlay interfaces.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Link {
-    /// Its Link ID.
-    pub id: u8,
-    /// 255 is best, 1 worst, as in S/TLLAO.
-    pub preference: u8,
-    /// Where it is: the outer source of the message that registered it.
-    pub address: LinkLayerAddress,
-}
 
 /// What a message says about links.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -79,9 +66,30 @@ fn s_tllao_preference(low_medium_high: u8) -> u8 {
 }
 
 impl Neighbor {
+    /// The link of a Link ID.
+    pub fn link(&self, id: u8) -> Option<&Link> {
+        self.links.iter().find(|l| l.id == id)
+    }
+
     /// True if this outer address is one of its links, and it has not gone to another Server.
     pub fn has_link(&self, at: LinkLayerAddress) -> bool {
         self.links.iter().any(|l| l.address == at)
+    }
+
+    /// Where the link of a Link ID is, or was if it is out of use.
+    pub(super) fn link_or_retired(&self, id: u8) -> Option<LinkLayerAddress> {
+        let link = self.link(id).or_else(|| self.retired.iter().find(|l| l.id == id));
+        link.map(|l| l.address)
+    }
+
+    /// Keeps the links that `keep` accepts, and remembers the others.
+    fn retire(&mut self, keep: impl Fn(&Link) -> bool) {
+        let (kept, gone): (Vec<Link>, Vec<Link>) = self.links.iter().partition(|l| keep(l));
+        self.links = kept;
+        self.retired.retain(|r| gone.iter().all(|g| g.id != r.id));
+        self.retired.extend(gone);
+        let surplus = self.retired.len().saturating_sub(MAX_LINKS);
+        self.retired.drain(..surplus);
     }
 
     /// Applies a registration; the best link becomes the one that is used.
@@ -95,10 +103,11 @@ impl Neighbor {
                 self.links.remove(0);
             }
             self.links.push(link);
+            self.retired.retain(|l| l.id != link.id);
         }
         // Who takes away its last link says it over that very link: it stays.
         if self.links.iter().any(|l| !registration.removed.contains(&l.id)) {
-            self.links.retain(|l| !registration.removed.contains(&l.id));
+            self.retire(|l| !registration.removed.contains(&l.id));
         }
         self.use_best_link();
     }
@@ -188,7 +197,7 @@ impl Server {
     fn link_is_dead(&mut self, prefix: IpNet, link: Link, now: Instant) {
         let Some(entry) = self.neighbors.get_mut(&prefix) else { return };
         let before = entry.link_layer;
-        entry.links.retain(|l| l.id != link.id);
+        entry.retire(|l| l.id != link.id);
         if entry.links.is_empty() {
             self.end_neighbor(prefix, Ended::Unreachable);
             return;

@@ -31,7 +31,6 @@ use uuid::Uuid;
 pub use agents::{AGENT_RA_INTERVAL, AgentConfig, Scope};
 pub use authorization::{Authentication, Refusal};
 pub use handover::MAX_LINGER;
-pub use links::Link;
 pub use neighbors::Neighbor;
 pub use redirect::{Disposition, NotPassed};
 pub use sizes::Sizes;
@@ -325,7 +324,13 @@ impl Server {
         let ours = packet.destination.is_multicast()
             || [self.config.id.address(), SERVER_ANYCAST].contains(&packet.destination);
         if !ours {
-            return self.pass_on(from, bytes, &packet);
+            return match packet.payload {
+                Payload::Icmpv6 { kind: 133..=137, .. } => {
+                    self.pass_on(from, &Nd::parse(&packet)?, bytes, now);
+                    Ok(())
+                }
+                _ => self.pass_packet(from, bytes, &packet),
+            };
         }
         match packet.payload {
             Payload::Udp { source, destination: DHCP_SERVER_PORT, data } => {
@@ -342,14 +347,7 @@ impl Server {
                 self.answer(request, true, now);
                 Ok(())
             }
-            Payload::Icmpv6 { .. } => {
-                let nd = Nd::parse(&packet)?;
-                if nd.destination == self.config.id.address() || nd.destination == SERVER_ANYCAST {
-                    return self.neighbor_discovery(from, &nd);
-                }
-                self.pass_on(from, &nd, bytes, now);
-                Ok(())
-            }
+            Payload::Icmpv6 { .. } => self.neighbor_discovery(from, &Nd::parse(&packet)?),
             Payload::Udp { .. } => Err(WireError::Unsupported),
         }
     }

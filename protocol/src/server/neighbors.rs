@@ -4,11 +4,12 @@ use std::time::Instant;
 
 use ipnet::IpNet;
 
-use super::links::{Link, Registration};
+use super::links::Registration;
 use super::{Ended, Event, Mapping, Server, Timer};
 use crate::Output;
 use crate::address::{Duid, Epoch, LinkLayerAddress, aero_address};
 use crate::forwarding::{Change, NextHop, Route};
+use crate::neighbor::Link;
 use crate::timers::{MAX_NEIGHBOR_ADVERTISEMENT, RETRANS_TIMER};
 use crate::wire::nd::{LinkLayerOption, Nd, NdMessage, NdOption};
 
@@ -23,6 +24,8 @@ pub struct Neighbor {
     pub link_layer: LinkLayerAddress,
     /// All its links, each with another Link ID. All may send; none may while the entry lingers.
     pub links: Vec<Link>,
+    /// Links that it does not use any more, as they were last: correspondents are told so.
+    pub(super) retired: Vec<Link>,
     /// The epoch under which it got the lease.
     pub epoch: Epoch,
     /// When the lease ends.
@@ -63,6 +66,7 @@ impl Server {
                     client: client.clone(),
                     link_layer: link.address,
                     links,
+                    retired: Vec::new(),
                     epoch,
                     until,
                     lingers: false,

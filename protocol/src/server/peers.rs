@@ -10,6 +10,7 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use super::{Neighbor, Server};
 use crate::address::{LinkLayerAddress, ServerId, prefix_of_aero_address};
 use crate::forwarding::{Change, NextHop, Route};
+use crate::neighbor::covering;
 use crate::passing::{self, Passing};
 use crate::wire::WireError;
 use crate::wire::ip::Packet;
@@ -196,13 +197,7 @@ impl Server {
     /// The entry of the Client that a link-local address stands for, by longest match: a Client
     /// takes solicitations of every address inside its ACP (section 3.3).
     pub(super) fn client_at(&self, address: Ipv6Addr) -> Option<&Neighbor> {
-        let mut prefix = prefix_of_aero_address(address)?;
-        loop {
-            if let Some(neighbor) = self.neighbors.get(&prefix) {
-                return Some(neighbor);
-            }
-            prefix = prefix.supernet()?;
-        }
+        covering(prefix_of_aero_address(address)?).find_map(|p| self.neighbors.get(&p))
     }
 
     /// True if `from` is a link of the Client that has this link-local address: the origin check
@@ -211,8 +206,10 @@ impl Server {
         self.client_at(source).is_some_and(|n| n.has_link(from))
     }
 
-    /// Passes on a control packet that is for another node, if it may come from there and go there.
-    pub(super) fn pass_on(
+    /// Passes on a control packet that is for another node, if it may come from there and go there:
+    /// DHCPv6 between a Client and a Server that is not its present one, ICMPv6. Neighbor Discovery
+    /// is in `redirect.rs`.
+    pub(super) fn pass_packet(
         &mut self,
         from: LinkLayerAddress,
         bytes: &[u8],
@@ -225,7 +222,7 @@ impl Server {
                 return Err(WireError::BadAddress);
             }
             // What a Client may say about itself to others is checked where it enters the link.
-            if matches!(kind, Passing::ToClient | Passing::Redirect) {
+            if matches!(kind, Passing::ToClient | Passing::Neighbor | Passing::Redirect) {
                 return Err(WireError::Unsupported);
             }
         }

@@ -187,6 +187,13 @@ impl Server {
         {
             return Err(NotPassed::Policy);
         }
+        // A Client trusts whatever its Server hands it, so nobody else speaks as a router.
+        if matches!(
+            nd.message,
+            NdMessage::RouterSolicitation | NdMessage::RouterAdvertisement { .. }
+        ) {
+            return Err(NotPassed::NotForClients);
+        }
         let sender = self.sender(from, nd.source, now).ok_or(NotPassed::NotOwner)?;
         let prefix = match &sender {
             Sender::Owner(neighbor) => neighbor.prefix,
@@ -204,7 +211,7 @@ impl Server {
                 if *prefix_length != n.prefix.prefix_len() || !n.prefix.contains(destination) {
                     return Err(NotPassed::ForeignPrefix);
                 }
-                if nd.target_link_layers().any(|o| o.link_id != n.link_id) {
+                if nd.target_link_layers().any(|o| n.link(o.link_id).is_none()) {
                     return Err(NotPassed::UnknownLink);
                 }
                 Some(self.with_links(nd, from, &sender)?)
@@ -222,9 +229,6 @@ impl Server {
                 None
             }
             (NdMessage::Solicitation { .. }, Sender::Owner(_)) => None,
-            (NdMessage::RouterSolicitation | NdMessage::RouterAdvertisement { .. }, _) => {
-                return Err(NotPassed::NotForClients);
-            }
             (_, _) => return Err(NotPassed::NotOwner),
         };
         Ok((changed, false))
@@ -235,7 +239,7 @@ impl Server {
             return Some(Sender::Permanent);
         }
         let owner = self.by_address.get(&source).and_then(|p| self.neighbors.get(p));
-        if let Some(neighbor) = owner.filter(|n| n.link_layer == from) {
+        if let Some(neighbor) = owner.filter(|n| n.has_link(from)) {
             return Some(Sender::Owner(neighbor.clone()));
         }
         covering(prefix_of_aero_address(source)?)
@@ -256,17 +260,17 @@ impl Server {
         nd.options.retain_mut(|option| {
             let NdOption::TargetLinkLayer(link) = option else { return true };
             let present = match sender {
-                Sender::Owner(n) => (link.link_id == n.link_id).then_some(n),
+                Sender::Owner(n) if link.preference == 0 => n.link_or_retired(link.link_id),
+                Sender::Owner(n) => n.link(link.link_id).map(|l| l.address),
                 Sender::Former(_) if link.preference == 0 => {
                     link.address = Some(from);
                     return true;
                 }
-                Sender::Former(prefix) => self.neighbors.get(prefix),
+                Sender::Former(prefix) => self.neighbors.get(prefix).map(|n| n.link_layer),
                 Sender::Permanent => return true,
             };
-            let Some(n) = present else { return false };
-            link.address = Some(n.link_layer);
-            true
+            link.address = present;
+            present.is_some()
         });
         let some = nd.target_link_layers().next().is_some();
         some.then_some(nd).ok_or(NotPassed::NoLinkLayer)
@@ -279,24 +283,16 @@ impl Server {
         destination: Ipv6Addr,
         from_permanent: bool,
     ) -> Result<Disposition, NotPassed> {
-        let prefix = prefix_of_aero_address(destination).ok_or(NotPassed::NoRoute)?;
-        if let Some(neighbor) = covering(prefix).find_map(|p| self.neighbors.get(&p)) {
-            return Ok(Disposition::ToClient(neighbor.link_layer));
-        }
-        match self.relay_for(prefix) {
-            Some(relay) if !from_permanent => Ok(Disposition::ToRelay(relay)),
-            _ => Err(NotPassed::NoRoute),
-        }
+        let to = self.next_hop(destination, from_permanent).ok_or(NotPassed::NoRoute)?;
+        Ok(match self.client_at(destination) {
+            Some(_) => Disposition::ToClient(to),
+            None => Disposition::ToRelay(to),
+        })
     }
 
     /// A Relay or another Server: its word is taken for what it passes on.
-    fn is_permanent(&self, _from: LinkLayerAddress) -> bool {
-        false
-    }
-
-    /// The Relay or Server by which an ACP that is not ours is reached.
-    fn relay_for(&self, _prefix: IpNet) -> Option<LinkLayerAddress> {
-        None
+    fn is_permanent(&self, from: LinkLayerAddress) -> bool {
+        self.peers.contains(from)
     }
 
     /// An ACP left a node: for FORWARD_TIME the node may send on what still reaches it for the

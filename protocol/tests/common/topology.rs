@@ -9,7 +9,8 @@
     clippy::panic,
     clippy::unwrap_used,
     clippy::indexing_slicing,
-    clippy::large_enum_variant
+    clippy::large_enum_variant,
+    clippy::type_complexity
 )]
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -20,8 +21,11 @@ use aero_protocol::Output;
 use aero_protocol::address::{Duid, Epoch, LinkLayerAddress, ServerId};
 use aero_protocol::client::{self, ClientSpec, Node};
 use aero_protocol::forwarding::{Disposition, Inner, Table};
+use aero_protocol::forwarding_agent::ForwardingAgent;
 use aero_protocol::relay::{self, Relay};
-use aero_protocol::server::{self, Announcement, Authentication, Holder, Mapping, Server};
+use aero_protocol::server::{
+    self, AgentConfig, Announcement, Authentication, Holder, Mapping, Scope, Server,
+};
 use aero_protocol::wire::aero_options::Claim;
 use aero_protocol::wire::dhcpv6::Message;
 use aero_protocol::wire::ip::{Packet, Payload};
@@ -73,6 +77,7 @@ pub enum Role {
     Node(Node),
     Server(Server),
     Relay(Relay),
+    Agent(ForwardingAgent),
 }
 
 pub struct Place {
@@ -130,6 +135,10 @@ pub struct Rig {
     /// Underlay addresses that nothing reaches and nothing leaves.
     pub dead: BTreeSet<LinkLayerAddress>,
     pub updates: Vec<Update>,
+    /// Forwarding Agents and the Servers that feed them; a broken stream is not there.
+    pub feeds: BTreeMap<LinkLayerAddress, LinkLayerAddress>,
+    /// All lines of all feeds.
+    pub lines: Vec<String>,
 }
 
 impl Rig {
@@ -146,6 +155,8 @@ impl Rig {
             lose: Box::new(|_, _| false),
             dead: BTreeSet::new(),
             updates: Vec::new(),
+            feeds: BTreeMap::new(),
+            lines: Vec::new(),
         }
     }
 
@@ -235,10 +246,54 @@ impl Rig {
             link_id: 0,
             node: format!("n{n}"),
             seed: u64::from(n),
+            optimize: true,
         });
         self.place(at, Role::Node(node));
         for server in servers {
             self.with_node(n, |node, now| node.add_server(infra_at(*server), now));
+        }
+    }
+
+    /// A Forwarding Agent at `n` for Server `server`, and the stream between the two.
+    pub fn add_agent(&mut self, n: u8, server: u8, scope: Scope) {
+        self.place(infra_at(n), Role::Agent(ForwardingAgent::new()));
+        let (at, companion) = (infra_at(n), infra_at(server));
+        self.with_server(server, |s, now| {
+            s.add_forwarding_agent(AgentConfig { at, companion, scope }, now);
+        });
+        self.connect(n, server);
+    }
+
+    pub fn connect(&mut self, n: u8, server: u8) {
+        self.feeds.insert(infra_at(n), infra_at(server));
+        self.with_server(server, |s, now| s.agent_connected(infra_at(n), now));
+    }
+
+    /// Carries lines both ways until there are none.
+    fn carry(&mut self) {
+        let feeds: Vec<_> = self.feeds.iter().map(|(a, s)| (*a, *s)).collect();
+        let now = self.now;
+        for (agent, server) in feeds {
+            if self.is_dead(agent) {
+                continue;
+            }
+            while let Some(message) = self.server_mut(server).poll_feed(agent) {
+                let line = message.to_line().unwrap();
+                let Role::Agent(engine) = &mut self.places.get_mut(&agent).unwrap().role else {
+                    panic!("{agent} is no agent")
+                };
+                engine.handle_line(&line, now).unwrap();
+                self.lines.push(line);
+                let mut replies = Vec::new();
+                while let Some(reply) = engine.poll_reply() {
+                    replies.push(reply.to_line().unwrap());
+                }
+                for line in replies {
+                    self.server_mut(server).handle_agent_line(agent, &line, now).unwrap();
+                    self.lines.push(line);
+                }
+                self.drain(agent);
+            }
         }
     }
 
@@ -347,6 +402,7 @@ impl Rig {
             Role::Node(e) => e.handle_packet(from, packet, now),
             Role::Server(e) => e.handle_packet(from, packet, now),
             Role::Relay(e) => e.handle_packet(from, packet, now),
+            Role::Agent(e) => e.handle_packet(from, packet, now),
         }
         self.drain(key);
     }
@@ -388,7 +444,12 @@ impl Rig {
                 }
             }
             Role::Relay(e) => drain!(e, place.relay_events, |_: &relay::Event| None),
+            Role::Agent(e) => {
+                let mut events = Vec::new();
+                drain!(e, events, |_: &aero_protocol::forwarding_agent::Event| None);
+            }
         }
+        let feeds = matches!(place.role, Role::Server(_));
         for (from, to, packet) in packets {
             let mut sent = Sent { at: self.now, from, to, packet, lost: false };
             let n = self.sent.len();
@@ -401,6 +462,9 @@ impl Rig {
         for update in updates {
             self.updates.push(update);
             self.tell_relays(update);
+        }
+        if feeds {
+            self.carry();
         }
     }
 
@@ -444,6 +508,7 @@ impl Rig {
                     Role::Node(e) => e.handle_timeout(now),
                     Role::Server(e) => e.handle_timeout(now),
                     Role::Relay(e) => e.handle_timeout(now),
+                    Role::Agent(e) => e.handle_timeout(now),
                 }
                 self.drain(at);
             }
@@ -536,5 +601,6 @@ fn poll_timeout(role: &Role) -> Option<Instant> {
         Role::Node(e) => e.poll_timeout(),
         Role::Server(e) => e.poll_timeout(),
         Role::Relay(e) => e.poll_timeout(),
+        Role::Agent(e) => e.poll_timeout(),
     }
 }
