@@ -12,7 +12,8 @@
 //! virtual time.
 //!
 //! Read in this order: [`address`], [`wire`] (bytes), [`forwarding`] (the only influence on
-//! user data), [`neighbor`], [`client`], [`server`], [`relay`], [`forwarding_agent`].
+//! user data), [`tunnel`] (how it travels), [`neighbor`], [`client`], [`server`], [`relay`],
+//! [`forwarding_agent`].
 
 #![forbid(unsafe_code)]
 
@@ -25,6 +26,7 @@ mod passing;
 pub mod relay;
 pub mod server;
 pub mod timers;
+pub mod tunnel;
 pub mod wire;
 
 use address::LinkLayerAddress;

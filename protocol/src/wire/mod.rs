@@ -1,12 +1,15 @@
 //! Bytes: what travels inside UDP 8060. Parsing and emitting only, no state.
 //!
-//! A datagram holds one inner packet without any header between (draft -48 section 3.4: the
-//! first nibble tells an IPv4 or IPv6 packet from a shim). Control messages are IPv6 packets
-//! between link-local addresses: Neighbor Discovery ([`nd`]) and DHCPv6 ([`dhcpv6`]).
+//! A datagram holds one inner packet, as a rule without any header between
+//! ([`encapsulation`]: draft -48 section 3.4). Control messages are IPv6 packets between
+//! link-local addresses: Neighbor Discovery ([`nd`]) and DHCPv6 ([`dhcpv6`]). [`icmp_error`]s
+//! are about users' packets.
 
 pub mod aero_options;
 pub mod dhcpv6;
 mod dhcpv6_walk;
+pub mod encapsulation;
+pub mod icmp_error;
 pub mod ip;
 pub mod nd;
 mod nd_options;
