@@ -101,6 +101,24 @@ impl Net {
         self.host(name, &[&underlay.with_length(n)])
     }
 
+    /// A host that reaches the underlay, and is reached, through another by a cable of its own.
+    pub fn behind(&self, name: &str, router: &Host<'_>, own: &str, gateway: &str) -> Host<'_> {
+        let netns = self.scoped(name);
+        run("ip", &["netns", "add", &netns]);
+        let (cable, via) = (format!("to-{name}"), gateway.split('/').next().unwrap());
+        router.ip(&format!("link add {cable} type veth peer name eth0 netns {netns}"));
+        router.ip(&format!("link set {cable} up"));
+        let (family, nodad) = if own.contains(':') { ("-6", " nodad") } else { ("-4", "") };
+        router.ip(&format!("addr add {gateway} dev {cable}{nodad}"));
+        router.run("sysctl", &["-qw", "net.ipv4.ip_forward=1"]);
+        let host = Host { net: self, name: name.to_string(), netns };
+        host.ip("link set lo up");
+        host.ip("link set eth0 up");
+        host.ip(&format!("addr add {own} dev eth0{nodad}"));
+        host.ip(&format!("{family} route add default via {via}"));
+        host
+    }
+
     /// Writes a file that lives as long as the net.
     pub fn file(&self, name: &str, text: &str) -> PathBuf {
         let path = self.dir.path().join(name);
