@@ -619,7 +619,7 @@ impl Node {
     /// Serves the prefixes of a Client that has a lease.
     fn serve(&mut self, id: &Duid, prefixes: &[IpNet]) {
         let Some(client) = self.clients.get_mut(id) else { return };
-        if client.served && client.prefixes == prefixes {
+        if client.detached || (client.served && client.prefixes == prefixes) {
             return;
         }
         let stale: Vec<IpNet> =

@@ -189,7 +189,11 @@ impl Node {
         state.up_since = None;
         state.failed = true;
         state.unanswered = 0;
-        let first = state.bound.pop_first();
+        let stays = |id: &&Duid| self.clients.get(*id).is_some_and(|c| !c.detached);
+        let first = state.bound.iter().find(stays).cloned();
+        if let Some(id) = &first {
+            state.bound.remove(id);
+        }
         self.event(Event::ServerDown(server));
         self.leave_agents_of(server);
         self.choose_default(now);
