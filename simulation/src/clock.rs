@@ -43,7 +43,8 @@ impl Clock {
         let shown = at.saturating_duration_since(self.base).as_nanos();
         let since = shown.saturating_sub(u128::from(self.offset));
         let rate = u128::try_from(1_000_000 + self.ppm).unwrap_or(1_000_000);
-        let mut t = u64::try_from(since * 1_000_000 / rate).unwrap_or(u64::MAX);
+        // Rounding may be off by one either way.
+        let mut t = u64::try_from(since * 1_000_000 / rate).unwrap_or(u64::MAX).saturating_sub(2);
         while self.local(t) < at {
             t += 1;
         }

@@ -50,6 +50,8 @@ pub struct Summary {
     pub messages: BTreeMap<&'static str, u64>,
     /// From the last fault until all reached each other: the longest, in seconds.
     pub longest_recovery_seconds: f64,
+    /// The seed that took it.
+    pub longest_recovery_seed: Option<u64>,
     /// State per node at the most Clients: entries.
     pub state_per_node: f64,
     /// State per Server at the most Clients: entries.
@@ -98,6 +100,11 @@ pub fn summary(shape: &Shape, outcomes: &[Outcome], wall_seconds: f64) -> Summar
             .filter_map(|o| o.recovery)
             .map(seconds)
             .fold(0.0, f64::max),
+        longest_recovery_seed: outcomes
+            .iter()
+            .filter(|o| o.recovery.is_some())
+            .max_by_key(|o| o.recovery)
+            .map(|o| o.seed),
         state_per_node: last.entries_per_node,
         state_per_server: last.entries_per_server,
         messages_per_move: (shape.steps > 1).then_some(last.messages_per_move),
