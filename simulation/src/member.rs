@@ -73,7 +73,10 @@ impl Engine {
     pub fn poll_output(&mut self) -> Option<Action> {
         fn action<E>(output: Output<E>, report: impl FnOnce(E) -> Report) -> Action {
             match output {
-                Output::Send { to, packet } => Action::Send(to, packet),
+                // Nodes of the simulation have one link.
+                Output::Send { to, packet } | Output::SendOn { to, packet, .. } => {
+                    Action::Send(to, packet)
+                }
                 Output::Forward(change) => Action::Forward(change),
                 Output::Event(event) => Action::Report(report(event)),
             }

@@ -197,6 +197,10 @@ fn report(event: Event, left: &Notify) {
         Event::Released { .. } => tracing::info!("released"),
         Event::ServerUp(server) => tracing::info!(%server, "Server answers"),
         Event::ServerDown(server) => tracing::warn!(%server, "Server does not answer any more"),
+        Event::LeftServer { server, confirmed, .. } => {
+            tracing::info!(%server, confirmed, "left this Server for another");
+        }
+        Event::LinkUsed(link) => tracing::info!(link, "another underlay link is used"),
         Event::Dropped { from, why } => tracing::debug!(%from, "control packet dropped: {why}"),
         // Reported before.
         Event::PathOpened { .. } | Event::PathLost { .. } | Event::Ignored { .. } => {}
