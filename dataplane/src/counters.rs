@@ -16,10 +16,20 @@ pub struct Counters {
     pub tunneled_packets: AtomicU64,
     /// Their bytes, without encapsulation.
     pub tunneled_bytes: AtomicU64,
-    /// Control packets given to the engine.
+    /// Control packets received.
     pub control_packets: AtomicU64,
     /// Packets that the device or the underlay did not take.
     pub send_errors: AtomicU64,
+    /// Packets sent in fragments: of the tunnel, or of the inner IPv4 packet.
+    pub fragmented_packets: AtomicU64,
+    /// Packets put together from fragments of the tunnel.
+    pub reassembled_packets: AtomicU64,
+    /// ICMP errors sent to inner sources.
+    pub icmp_errors: AtomicU64,
+    /// Probes of path MTUs sent.
+    pub path_probes: AtomicU64,
+    /// ICMP errors of the underlay received.
+    pub underlay_errors: AtomicU64,
     drops: [AtomicU64; Drop::ALL.len()],
 }
 
@@ -33,6 +43,18 @@ impl Counters {
         }
     }
 
+    /// Counts a packet handed to this node's network layer.
+    pub fn delivered(&self, bytes: usize) {
+        self.delivered_packets.fetch_add(1, Relaxed);
+        self.delivered_bytes.fetch_add(u64::try_from(bytes).unwrap_or(0), Relaxed);
+    }
+
+    /// Counts a packet sent into a tunnel.
+    pub fn tunneled(&self, bytes: usize) {
+        self.tunneled_packets.fetch_add(1, Relaxed);
+        self.tunneled_bytes.fetch_add(u64::try_from(bytes).unwrap_or(0), Relaxed);
+    }
+
     /// The counters as they are now.
     pub fn snapshot(&self) -> Snapshot {
         Snapshot {
@@ -42,13 +64,18 @@ impl Counters {
             tunneled_bytes: self.tunneled_bytes.load(Relaxed),
             control_packets: self.control_packets.load(Relaxed),
             send_errors: self.send_errors.load(Relaxed),
+            fragmented_packets: self.fragmented_packets.load(Relaxed),
+            reassembled_packets: self.reassembled_packets.load(Relaxed),
+            icmp_errors: self.icmp_errors.load(Relaxed),
+            path_probes: self.path_probes.load(Relaxed),
+            underlay_errors: self.underlay_errors.load(Relaxed),
             drops: Drop::ALL.iter().zip(&self.drops).map(|(d, n)| (*d, n.load(Relaxed))).collect(),
         }
     }
 }
 
 /// Counters at one moment.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 #[allow(missing_docs)] // as in Counters
 pub struct Snapshot {
     pub delivered_packets: u64,
@@ -57,5 +84,10 @@ pub struct Snapshot {
     pub tunneled_bytes: u64,
     pub control_packets: u64,
     pub send_errors: u64,
+    pub fragmented_packets: u64,
+    pub reassembled_packets: u64,
+    pub icmp_errors: u64,
+    pub path_probes: u64,
+    pub underlay_errors: u64,
     pub drops: BTreeMap<Drop, u64>,
 }

@@ -5,6 +5,7 @@
 //! implementation is compared with.
 
 mod counters;
+mod message;
 mod table;
 mod trigger;
 pub mod tun;

@@ -1,21 +1,35 @@
 //! The forwarder in user space: packets through a TUN device and UDP sockets.
+//!
+//! [`transmit`] sends by the tunnel's rules, [`feedback`] is what sources and engines are told
+//! when a packet does not get through.
+
+mod feedback;
+mod transmit;
 
 use std::io;
-use std::sync::atomic::Ordering::Relaxed;
-use std::sync::{Arc, OnceLock, PoisonError, RwLock};
+use std::net::IpAddr;
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use aero_protocol::address::LinkLayerAddress;
 use aero_protocol::forwarding::{Change, Disposition, Drop, Inner, Table};
-use aero_protocol::wire::{Class, classify};
+use aero_protocol::tunnel::ecn::{self, Ecn};
+use aero_protocol::tunnel::header::{self, Outer};
+use aero_protocol::tunnel::path::{self, Paths};
+use aero_protocol::tunnel::reassembly::{Limits, Outcome, Reassembler, Refusal};
+use aero_protocol::wire::encapsulation::{Payload, demux};
+use aero_protocol::wire::icmp_error::Problem;
+use aero_protocol::wire::{Class, WireError, classify};
 use ipnet::IpNet;
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinSet;
 
 use crate::counters::{Counters, Snapshot};
 use crate::table::ForwardingTable;
 use crate::trigger::{Trigger, Triggers};
-use crate::underlay::Underlay;
+use crate::underlay::{Underlay, UnderlayError};
+use feedback::Bucket;
 
 /// Largest datagram.
 const DATAGRAM: usize = 65_536;
@@ -31,9 +45,38 @@ pub struct Control {
     pub packet: Vec<u8>,
 }
 
+/// How a forwarder sends and answers.
+#[derive(Debug, Clone, Default)]
+pub struct Config {
+    /// What is taken for granted about the underlay.
+    pub paths: path::Config,
+    /// Bounds of reassembly.
+    pub reassembly: Limits,
+    /// Taken off the outer TTL when a packet is encapsulated again. 0 is the draft's rule, by
+    /// which only routers of the underlay count; 1 ends loops on an underlay without routers too.
+    pub ttl_step: u8,
+    /// Sources of ICMP errors that are handed to this node's network layer. Where none is of the
+    /// family, the address is used that the packet went to, as the kernel's own tunnels do.
+    pub error_sources: Vec<IpAddr>,
+    /// Told about ICMP errors of the underlay; when it is full they are dropped.
+    pub underlay_errors: Option<mpsc::Sender<UnderlayError>>,
+}
+
+/// What is looked at for each packet.
+#[derive(Debug, Default)]
+struct State {
+    table: Table,
+    paths: Paths,
+}
+
 /// A user-space forwarder.
 pub struct Forwarder {
-    table: RwLock<Table>,
+    config: Config,
+    state: RwLock<State>,
+    reassembler: Mutex<Reassembler>,
+    identification: AtomicU32,
+    errors: Mutex<Bucket>,
+    probes: Notify,
     counters: Counters,
     underlay: Arc<Underlay>,
     device: Option<tun::AsyncDevice>,
@@ -49,13 +92,28 @@ impl Forwarder {
         device: Option<tun::AsyncDevice>,
         control: mpsc::Sender<Control>,
     ) -> Arc<Self> {
+        Self::with_config(underlay, device, control, Config::default())
+    }
+
+    /// The same, with a configuration.
+    pub fn with_config(
+        underlay: Arc<Underlay>,
+        device: Option<tun::AsyncDevice>,
+        control: mpsc::Sender<Control>,
+        config: Config,
+    ) -> Arc<Self> {
         Arc::new(Self {
-            table: RwLock::default(),
+            state: RwLock::new(State { table: Table::default(), paths: Paths::new(config.paths) }),
+            reassembler: Mutex::new(Reassembler::new(config.reassembly)),
+            identification: AtomicU32::new(rand::random()),
+            errors: Mutex::default(),
+            probes: Notify::new(),
             counters: Counters::default(),
             underlay,
             device,
             control,
             triggers: OnceLock::new(),
+            config,
         })
     }
 
@@ -76,16 +134,25 @@ impl Forwarder {
         for n in 0..self.underlay.len() {
             let this = Arc::clone(&self);
             tasks.spawn(async move { this.serve_underlay(n).await });
+            let this = Arc::clone(&self);
+            tasks.spawn(async move { this.serve_errors(n).await });
         }
         if self.device.is_some() {
             let this = Arc::clone(&self);
             tasks.spawn(async move { this.serve_device().await });
         }
         let this = Arc::clone(&self);
+        tasks.spawn(async move { this.serve_probes().await });
+        let this = Arc::clone(&self);
         tasks.spawn(async move {
             loop {
                 tokio::time::sleep(EXPIRE_EVERY).await;
-                this.table.write().unwrap_or_else(PoisonError::into_inner).expire(Instant::now());
+                let now = Instant::now();
+                this.change(|state| {
+                    state.table.expire(now);
+                    state.paths.expire(now);
+                });
+                this.reassembler.lock().unwrap_or_else(PoisonError::into_inner).expire(now);
             }
         });
         match tasks.join_next().await {
@@ -97,19 +164,65 @@ impl Forwarder {
 
     async fn serve_underlay(&self, n: usize) -> io::Result<()> {
         let mut buffer = vec![0; DATAGRAM];
+        let mut whole = Vec::new();
         loop {
             // An error here is the echo of something sent before; the socket goes on.
-            let Ok((length, from)) = self.underlay.receive(n, &mut buffer).await else { continue };
-            let Some(packet) = buffer.get(..length) else { continue };
-            match classify(packet) {
-                Class::Control => {
-                    self.counters.control_packets.fetch_add(1, Relaxed);
-                    let _ = self.control.try_send(Control { from, packet: packet.to_vec() });
+            let Ok(received) = self.underlay.receive(n, &mut buffer).await else { continue };
+            let Some(payload) = buffer.get_mut(..received.length) else { continue };
+            let (from, mut outer) = (received.from, received.outer);
+            let packet = match demux(payload) {
+                Ok(Payload::Packet(packet)) => {
+                    let shim = payload.len() - packet.len();
+                    payload.get_mut(shim..).unwrap_or_default()
                 }
-                Class::Data => self.ingress(from, packet).await,
+                Ok(Payload::Fragment { shim, data }) => {
+                    let known = self.look(|state| state.paths.knows(from));
+                    let mut waiting =
+                        self.reassembler.lock().unwrap_or_else(PoisonError::into_inner);
+                    let now = Instant::now();
+                    match waiting.accept(from, known, outer, shim, data, now, &mut whole) {
+                        Outcome::Waiting => continue,
+                        Outcome::Whole(header) => {
+                            self.counters.reassembled_packets.fetch_add(1, Relaxed);
+                            outer = header;
+                            &mut whole[..]
+                        }
+                        Outcome::Refused(why) => {
+                            self.counters.dropped(match why {
+                                Refusal::Congestion => Drop::Congestion,
+                                _ => Drop::Fragment,
+                            });
+                            continue;
+                        }
+                    }
+                }
+                Ok(Payload::Protocol { .. } | Payload::Signed { .. } | Payload::FirstEdition)
+                | Err(WireError::Unsupported) => {
+                    self.counters.dropped(Drop::Shim);
+                    continue;
+                }
+                Err(_) => {
+                    self.counters.dropped(Drop::Malformed);
+                    continue;
+                }
+            };
+            match classify(packet) {
+                Class::Control => self.receive_control(from, packet),
+                Class::Data => self.ingress(from, packet, outer).await,
                 Class::Other => self.counters.dropped(Drop::Malformed),
             }
         }
+    }
+
+    fn receive_control(&self, from: LinkLayerAddress, packet: &[u8]) {
+        self.counters.control_packets.fetch_add(1, Relaxed);
+        let now = Instant::now();
+        if self.look(|state| state.paths.awaits(from))
+            && self.change(|state| state.paths.received_control(from, packet, now))
+        {
+            return;
+        }
+        let _ = self.control.try_send(Control { from, packet: packet.to_vec() });
     }
 
     async fn serve_device(&self) -> io::Result<()> {
@@ -118,13 +231,17 @@ impl Forwarder {
         loop {
             let length = device.recv(&mut buffer).await?;
             let Some(packet) = buffer.get(..length) else { continue };
-            let Some(inner) = Inner::of(packet) else {
+            let (Some(inner), Some(outer)) = (Inner::of(packet), Outer::entering(packet)) else {
                 self.counters.dropped(Drop::Malformed);
                 continue;
             };
             let now = Instant::now();
-            let egress = self.look_up(|table| table.egress_path(inner, now));
-            self.dispose(egress.disposition, packet).await;
+            let egress = self.look(|state| state.table.egress_path(inner, now));
+            match egress.disposition {
+                Disposition::Tunnel(to) => self.forward(to, packet, outer).await,
+                Disposition::Deliver => self.counters.dropped(Drop::NoRoute),
+                Disposition::Drop(why) => self.refuse(why, packet).await,
+            }
             if egress.by_server
                 && let Some(triggers) = self.triggers.get()
             {
@@ -133,48 +250,77 @@ impl Forwarder {
         }
     }
 
-    async fn ingress(&self, from: LinkLayerAddress, packet: &[u8]) {
-        let Some(inner) = Inner::of(packet) else {
+    /// A user's packet out of a tunnel. `packet` may have padding behind it.
+    async fn ingress(&self, from: LinkLayerAddress, packet: &mut [u8], outer: Outer) {
+        let length = header::length(packet);
+        let inner = Inner::of(packet);
+        let packet = length.and_then(|length| packet.get_mut(..length));
+        let (Some(packet), Some(inner)) = (packet, inner) else {
             self.counters.dropped(Drop::Malformed);
             return;
         };
-        let disposition = self.look_up(|table| table.ingress(from, inner, Instant::now()));
-        self.dispose(disposition, packet).await;
+        match self.look(|state| state.table.ingress(from, inner, Instant::now())) {
+            Disposition::Tunnel(to) => match outer.carried_on(self.config.ttl_step) {
+                Some(outer) => self.forward(to, packet, outer).await,
+                None => self.refuse(Drop::OuterTtl, packet).await,
+            },
+            Disposition::Deliver => {
+                if ecn::leave_tunnel(packet, Ecn::of(outer.traffic_class)) {
+                    self.sign_error(packet);
+                    self.deliver(packet).await;
+                } else {
+                    self.counters.dropped(Drop::Congestion);
+                }
+            }
+            Disposition::Drop(why) => self.refuse(why, packet).await,
+        }
     }
 
-    fn look_up<T>(&self, ask: impl FnOnce(&Table) -> T) -> T {
-        ask(&self.table.read().unwrap_or_else(PoisonError::into_inner))
-    }
-
-    async fn dispose(&self, disposition: Disposition, packet: &[u8]) {
-        let bytes = u64::try_from(packet.len()).unwrap_or(0);
-        let outcome = match (disposition, &self.device) {
-            (Disposition::Drop(why), _) => return self.counters.dropped(why),
-            (Disposition::Deliver, None) => return self.counters.dropped(Drop::NotForUs),
-            (Disposition::Deliver, Some(device)) => {
-                self.counters.delivered_packets.fetch_add(1, Relaxed);
-                self.counters.delivered_bytes.fetch_add(bytes, Relaxed);
-                device.send(packet).await.map(drop)
-            }
-            (Disposition::Tunnel(to), _) => {
-                self.counters.tunneled_packets.fetch_add(1, Relaxed);
-                self.counters.tunneled_bytes.fetch_add(bytes, Relaxed);
-                self.underlay.send(packet, to).await
-            }
-        };
-        if outcome.is_err() {
+    /// Hands a packet to this node's network layer.
+    async fn deliver(&self, packet: &[u8]) {
+        let Some(device) = &self.device else { return self.counters.dropped(Drop::NotForUs) };
+        self.counters.delivered(packet.len());
+        if device.send(packet).await.is_err() {
             self.counters.send_errors.fetch_add(1, Relaxed);
         }
+    }
+
+    /// Sends a packet into a tunnel, or tells its source that it is too big.
+    async fn forward(&self, to: LinkLayerAddress, packet: &[u8], outer: Outer) {
+        if let Err(mtu) = self.transmit(to, packet, outer).await {
+            self.counters.dropped(Drop::TooBig);
+            self.tell_source(Problem::PacketTooBig { mtu }, packet).await;
+        }
+    }
+
+    /// Drops a packet, and tells its source where that helps.
+    async fn refuse(&self, why: Drop, packet: &[u8]) {
+        self.counters.dropped(why);
+        match why {
+            Drop::NoRoute | Drop::Unreachable => {
+                self.tell_source(Problem::NoRoute, packet).await;
+            }
+            Drop::OuterTtl => self.tell_source(Problem::HopLimitExceeded, packet).await,
+            _ => {}
+        }
+    }
+
+    fn look<R>(&self, ask: impl FnOnce(&State) -> R) -> R {
+        ask(&self.state.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn change<R>(&self, change: impl FnOnce(&mut State) -> R) -> R {
+        change(&mut self.state.write().unwrap_or_else(PoisonError::into_inner))
     }
 }
 
 impl ForwardingTable for Forwarder {
     fn apply(&self, change: &Change) {
-        self.table.write().unwrap_or_else(PoisonError::into_inner).apply(change);
+        self.change(|state| state.table.apply(change));
     }
 
     fn take_used(&self) -> Vec<(IpNet, IpNet)> {
-        self.look_up(Table::take_used)
+        self.look(|state| state.table.take_used())
     }
 
     fn counters(&self) -> Snapshot {
@@ -231,7 +377,7 @@ mod tests {
         assert_eq!(control.from, l2(&a));
         let counters = forwarder.counters();
         assert_eq!(counters.drops[&Drop::OriginRefused], 1);
-        assert_eq!(counters.drops[&Drop::Malformed], 1);
+        assert_eq!(counters.drops[&Drop::Shim], 1);
         assert_eq!(counters.tunneled_packets, 1);
         running.abort();
     }

@@ -4,11 +4,29 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use aero_dataplane::ForwardingTable;
-use aero_dataplane::underlay::Underlay;
-use aero_dataplane::userspace::Control;
+use aero_dataplane::userspace::{Control, Forwarder};
 use aero_protocol::Output;
 use aero_protocol::address::LinkLayerAddress;
 use tokio::sync::{Notify, mpsc, watch};
+
+/// What is known about the paths of the underlay.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum PathMtu {
+    /// Nodes' MTUs agree, as in a cluster: what fits the underlay interface gets through. A Packet
+    /// Too Big is believed all the same.
+    #[default]
+    Assured,
+    /// Nothing: what does not fit 1280 bytes outside goes in fragments until a probe has come
+    /// through.
+    Probe,
+}
+
+impl PathMtu {
+    /// For a forwarder on an underlay interface of this MTU.
+    pub fn config(self, underlay_mtu: u16) -> aero_protocol::tunnel::path::Config {
+        aero_protocol::tunnel::path::Config { underlay_mtu, assured: self == PathMtu::Assured }
+    }
+}
 
 /// An engine of the protocol crate.
 pub trait Engine: Send + 'static {
@@ -112,14 +130,14 @@ impl<E: Engine> Driver<E> {
     /// Runs until the future is dropped.
     pub async fn run(
         &self,
-        underlay: &Underlay,
+        forwarder: &Forwarder,
         mut control: mpsc::Receiver<Control>,
         mut outgoing: mpsc::UnboundedReceiver<(LinkLayerAddress, Vec<u8>)>,
     ) {
         let send = async {
             while let Some((to, packet)) = outgoing.recv().await {
                 // What the underlay does not take is as good as lost, and is sent again.
-                if let Err(e) = underlay.send(&packet, to).await {
+                if let Err(e) = forwarder.send_control(to, &packet).await {
                     tracing::debug!(%to, "a control packet could not be sent: {e}");
                 }
             }

@@ -39,6 +39,15 @@ impl Collector for Forwarding {
                 "Packets that the device or the underlay did not take",
                 c.send_errors,
             ),
+            ("aero_fragmented_packets", "Packets sent in fragments", c.fragmented_packets),
+            (
+                "aero_reassembled_packets",
+                "Packets put together from fragments of the tunnel",
+                c.reassembled_packets,
+            ),
+            ("aero_icmp_errors", "ICMP errors sent to inner sources", c.icmp_errors),
+            ("aero_path_probes", "Probes of path MTUs sent", c.path_probes),
+            ("aero_underlay_errors", "ICMP errors of the underlay received", c.underlay_errors),
         ];
         for (name, help, value) in plain {
             let counter = ConstCounter::new(value);

@@ -138,11 +138,21 @@ pub enum Drop {
     /// In a service prefix and nobody's. The source is to be told by an ICMP Destination
     /// Unreachable, at a limited rate.
     Unreachable,
+    /// A shim of a kind that is not carried, or a message of RFC 6706.
+    Shim,
+    /// The outer TTL has run out: the packet went in a loop, or too far.
+    OuterTtl,
+    /// Too big for the way, and not to be fragmented.
+    TooBig,
+    /// A fragment that was refused.
+    Fragment,
+    /// Marked by congestion, and its ends do not know ECN (RFC 6040).
+    Congestion,
 }
 
 impl Drop {
     /// All reasons, for counters.
-    pub const ALL: [Drop; 7] = [
+    pub const ALL: [Drop; 12] = [
         Drop::Malformed,
         Drop::ForeignSource,
         Drop::OriginRefused,
@@ -150,6 +160,11 @@ impl Drop {
         Drop::WouldReturn,
         Drop::NotForUs,
         Drop::Unreachable,
+        Drop::Shim,
+        Drop::OuterTtl,
+        Drop::TooBig,
+        Drop::Fragment,
+        Drop::Congestion,
     ];
 
     /// The label in metrics.
@@ -162,6 +177,11 @@ impl Drop {
             Drop::WouldReturn => "would_return",
             Drop::NotForUs => "not_for_us",
             Drop::Unreachable => "unreachable",
+            Drop::Shim => "shim",
+            Drop::OuterTtl => "outer_ttl",
+            Drop::TooBig => "too_big",
+            Drop::Fragment => "fragment",
+            Drop::Congestion => "congestion",
         }
     }
 }
@@ -399,6 +419,11 @@ impl Table {
     /// The route that is set for exactly this prefix.
     pub fn route(&self, prefix: IpNet) -> Option<&Route> {
         self.routes.get(prefix)
+    }
+
+    /// Where a destination is, without a look at who sends: for errors that this node sends itself.
+    pub fn next_hop(&self, destination: IpAddr, now: Instant) -> Option<NextHop> {
+        self.live_route(destination, now).map(|(_, r)| r.to)
     }
 
     /// The fate of a packet that this node's network layer sends into the AERO interface.

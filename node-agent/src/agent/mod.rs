@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use aero_dataplane::underlay::Underlay;
-use aero_dataplane::userspace::Forwarder;
+use aero_dataplane::userspace::{self, Forwarder};
 use aero_dataplane::{ForwardingTable, interface_mtu, tun};
 use aero_protocol::address::{Duid, Epoch, LinkLayerAddress};
 use aero_protocol::client::{ClientSpec, Config, Event, Node};
@@ -31,7 +31,7 @@ use uuid::Uuid;
 
 use crate::attach;
 use crate::cni::{conflist, server as cni_server};
-use crate::driver::Driver;
+use crate::driver::{Driver, PathMtu};
 use crate::{metrics, paths, sysctl};
 use journal::Journal;
 use watch::Watches;
@@ -59,9 +59,13 @@ pub struct AgentArgs {
     /// UDP port on the underlay.
     #[arg(long, env = "AERO_PORT", default_value_t = 8061)]
     port: u16,
-    /// MTU of the AERO interface and of pods; the underlay's less the encapsulation if 0.
+    /// MTU of the AERO interface and of pods; the underlay's less the encapsulation if 0. Up to
+    /// 1500 works over any underlay: what does not fit goes in two fragments of the tunnel.
     #[arg(long, env = "AERO_MTU", default_value_t = 0)]
     mtu: u16,
+    /// What is known about the paths of the underlay.
+    #[arg(long, env = "AERO_PATH_MTU", value_enum, default_value_t)]
+    path_mtu: PathMtu,
     /// Name of the AERO interface.
     #[arg(long, default_value = "aero0")]
     device: String,
@@ -128,8 +132,9 @@ pub async fn run(args: AgentArgs) -> anyhow::Result<()> {
     let first = *args.host_ips.first().context("HOST_IPS is empty")?;
     sysctl::enable_forwarding(&args.proc_sys_net)?;
     let underlay = Arc::new(Underlay::bind(&args.host_ips, args.port)?);
+    let underlay_mtu = attach::underlay_mtu(first).await?;
     let mtu = match args.mtu {
-        0 => interface_mtu(attach::underlay_mtu(first).await?),
+        0 => interface_mtu(underlay_mtu),
         mtu => mtu,
     };
     let device = tun::open(&args.device, mtu).with_context(|| {
@@ -137,7 +142,11 @@ pub async fn run(args: AgentArgs) -> anyhow::Result<()> {
     })?;
     attach::route_asps(&args.device, &[]).await?;
     let (control_sender, control) = mpsc::channel(CONTROL_QUEUE);
-    let forwarder = Forwarder::new(Arc::clone(&underlay), Some(device), control_sender);
+    let config =
+        userspace::Config { paths: args.path_mtu.config(underlay_mtu), ..Default::default() };
+    let forwarder =
+        Forwarder::with_config(Arc::clone(&underlay), Some(device), control_sender, config);
+    let sender = Arc::clone(&forwarder);
     let engine = Node::new(Config {
         asps: Vec::new(),
         link_id: 0,
@@ -191,7 +200,7 @@ pub async fn run(args: AgentArgs) -> anyhow::Result<()> {
     tracing::info!(node = args.node_name, mtu, "serving {:?} port {}", args.host_ips, args.port);
     let mut forwarding = tokio::spawn(forwarder.run());
     tokio::select! {
-        () = driver.run(&underlay, control, outgoing) => {}
+        () = driver.run(&sender, control, outgoing) => {}
         () = paths::watch(&driver, &*table, triggers) => {}
         ended = &mut forwarding => ended??,
         ended = &mut admin => ended??,

@@ -10,7 +10,9 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv6Addr};
 
 use aero_dataplane::tun;
+use aero_dataplane::underlay::Received;
 use aero_protocol::address::{ALL_DHCP_SERVERS, BOOTSTRAP_ADDRESS, LinkLayerAddress};
+use aero_protocol::tunnel::header::Outer;
 use aero_protocol::wire::dhcpv6::{Kind, Message};
 use aero_protocol::wire::ip::{DHCP_SERVER_PORT, HOP_LIMIT, Packet, Payload};
 use aero_protocol::wire::{Class, classify};
@@ -102,7 +104,7 @@ pub(super) async fn run(
 ) -> anyhow::Result<()> {
     let underlay = bind(args.port)?;
     let servers = finder.find_first(&token).await;
-    let mtu = mtu(args, servers.first().copied()).await?;
+    let (_, mtu) = mtu(args, servers.first().copied()).await?;
     let device = tun::open(&args.device, mtu).with_context(|| {
         format!("the TUN device {} (needs /dev/net/tun and CAP_NET_ADMIN)", args.device)
     })?;
@@ -123,7 +125,8 @@ pub(super) async fn run(
             length = device.recv(&mut from_host) => {
                 let Some(packet) = from_host.get_mut(..length?) else { continue };
                 for to in link.outgoing(packet) {
-                    if let Err(e) = underlay.send(packet, to).await {
+                    let Some(outer) = Outer::entering(packet) else { continue };
+                    if let Err(e) = underlay.send(&[], packet, to, outer, true).await {
                         tracing::debug!(%to, "a packet could not be sent: {e}");
                     }
                 }
@@ -148,11 +151,11 @@ pub(super) async fn run(
 async fn deliver(
     link: &mut Link,
     device: &tun::Device,
-    received: std::io::Result<(usize, LinkLayerAddress)>,
+    received: std::io::Result<Received>,
     buffer: &[u8],
 ) {
     // An error is the echo of something sent before.
-    let Ok((length, from)) = received else { return };
+    let Ok(Received { length, from, .. }) = received else { return };
     let Some(packet) = buffer.get(..length) else { return };
     if link.incoming(from, packet)
         && let Err(e) = device.send(packet).await

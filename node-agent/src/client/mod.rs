@@ -17,7 +17,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use aero_dataplane::underlay::Underlay;
-use aero_dataplane::userspace::Forwarder;
+use aero_dataplane::userspace::{self, Forwarder};
 use aero_dataplane::{ForwardingTable, interface_mtu, tun};
 use aero_protocol::address::Duid;
 use aero_protocol::client::{ClientSpec, Config, Event, Muted, Node};
@@ -32,7 +32,7 @@ use prometheus_client::registry::Registry;
 use rand::Rng;
 use tokio::sync::{Notify, mpsc};
 
-use crate::driver::Driver;
+use crate::driver::{Driver, PathMtu};
 use crate::{attach, duid, metrics, paths};
 
 /// Control packets that wait for the engine at most.
@@ -76,9 +76,13 @@ pub struct ClientArgs {
     /// UDP port on the underlay.
     #[arg(long, env = "AERO_PORT", default_value_t = 8060)]
     port: u16,
-    /// MTU of the AERO interface; the underlay's less the encapsulation if 0.
+    /// MTU of the AERO interface; the underlay's less the encapsulation if 0. Up to 1500 works
+    /// over any underlay: what does not fit goes in two fragments of the tunnel.
     #[arg(long, env = "AERO_MTU", default_value_t = 0)]
     mtu: u16,
+    /// What is known about the paths of the underlay.
+    #[arg(long, env = "AERO_PATH_MTU", value_enum, default_value_t)]
+    path_mtu: PathMtu,
     /// A prefix to ask for; the Server has the last word.
     #[arg(long = "prefix")]
     prefixes: Vec<IpNet>,
@@ -119,13 +123,17 @@ pub async fn run(args: ClientArgs) -> anyhow::Result<()> {
     tracing::info!(duid = %client, "this host");
     let underlay = Arc::new(bind(args.port)?);
     let found = finder.find_first(&token).await;
-    let mtu = mtu(&args, found.first().copied()).await?;
+    let (underlay_mtu, mtu) = mtu(&args, found.first().copied()).await?;
     let device = tun::open(&args.device, mtu).with_context(|| {
         format!("the TUN device {} (needs /dev/net/tun and CAP_NET_ADMIN)", args.device)
     })?;
     attach::route_asps(&args.device, &[]).await?;
     let (control_sender, control) = mpsc::channel(CONTROL_QUEUE);
-    let forwarder = Forwarder::new(Arc::clone(&underlay), Some(device), control_sender);
+    let config =
+        userspace::Config { paths: args.path_mtu.config(underlay_mtu), ..Default::default() };
+    let forwarder =
+        Forwarder::with_config(Arc::clone(&underlay), Some(device), control_sender, config);
+    let sender = Arc::clone(&forwarder);
     let engine = Node::new(Config {
         asps: Vec::new(),
         link_id: 0,
@@ -158,7 +166,7 @@ pub async fn run(args: ClientArgs) -> anyhow::Result<()> {
     let mut forwarding = tokio::spawn(forwarder.run());
     let mut interface = interface::Interface::new(&args.device);
     tokio::select! {
-        () = driver.run(&underlay, control, outgoing) => {}
+        () = driver.run(&sender, control, outgoing) => {}
         () = paths::watch(&driver, &*table, triggers) => {}
         ended = &mut forwarding => ended??,
         ended = &mut admin => ended??,
@@ -220,19 +228,17 @@ fn bind(port: u16) -> anyhow::Result<Underlay> {
     Ok(Underlay::bind(&families, port)?)
 }
 
-/// MTU of the AERO interface: by the underlay interface that leads to a Server.
+/// MTU of the underlay interface that leads to a Server, and by it of the AERO interface.
 async fn mtu(
     args: &ClientArgs,
     server: Option<aero_protocol::address::LinkLayerAddress>,
-) -> anyhow::Result<u16> {
-    if args.mtu != 0 {
-        return Ok(args.mtu);
-    }
+) -> anyhow::Result<(u16, u16)> {
     let source = server.and_then(|s| roaming::source_towards(s.into()));
-    Ok(match source {
-        Some(ip) => interface_mtu(attach::underlay_mtu(ip).await?),
-        None => interface_mtu(1500),
-    })
+    let underlay = match source {
+        Some(ip) => attach::underlay_mtu(ip).await?,
+        None => 1500,
+    };
+    Ok((underlay, if args.mtu == 0 { interface_mtu(underlay) } else { args.mtu }))
 }
 
 /// Releases the lease at every Server, as far as they answer in time.

@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use aero_dataplane::ForwardingTable;
 use aero_dataplane::underlay::Underlay;
-use aero_dataplane::userspace::Forwarder;
+use aero_dataplane::userspace::{self, Forwarder};
 use aero_protocol::address::{Duid, ServerId};
 use aero_protocol::server::{Authentication, Config, Event, Server};
 use aero_telemetry::admin::{self, Readiness};
@@ -28,8 +28,8 @@ use serde_json::{Value, json};
 use tokio::sync::mpsc;
 use uuid::Uuid;
 
-use crate::driver::Driver;
-use crate::metrics;
+use crate::driver::{Driver, PathMtu};
+use crate::{attach, metrics};
 
 /// Control packets that wait for the engine at most.
 const CONTROL_QUEUE: usize = 4096;
@@ -55,6 +55,13 @@ pub struct ServerArgs {
     /// Pass on Predirects and Redirects, by which Clients find direct paths.
     #[arg(long, env = "AERO_OPTIMIZE", default_value_t = true, action = clap::ArgAction::Set)]
     optimize: bool,
+    /// What is known about the paths of the underlay.
+    #[arg(long, env = "AERO_PATH_MTU", value_enum, default_value_t)]
+    path_mtu: PathMtu,
+    /// Taken off the outer TTL of each packet that is sent on: 1 ends loops between Servers on an
+    /// underlay without routers too; 0 is the draft's rule.
+    #[arg(long, env = "AERO_TTL_STEP", default_value_t = 0)]
+    ttl_step: u8,
     /// Address of /healthz, /readyz, /metrics and /debug/neighbors.
     #[arg(long, env = "AERO_ADMIN", default_value = "[::]:9060")]
     admin: SocketAddr,
@@ -69,7 +76,13 @@ pub async fn run(args: ServerArgs) -> anyhow::Result<()> {
     let first = *args.host_ips.first().context("HOST_IPS is empty")?;
     let underlay = Arc::new(Underlay::bind(&args.host_ips, args.port)?);
     let (control_sender, control) = mpsc::channel(CONTROL_QUEUE);
-    let forwarder = Forwarder::new(Arc::clone(&underlay), None, control_sender);
+    let config = userspace::Config {
+        paths: args.path_mtu.config(attach::underlay_mtu(first).await?),
+        ttl_step: args.ttl_step,
+        ..Default::default()
+    };
+    let forwarder = Forwarder::with_config(Arc::clone(&underlay), None, control_sender, config);
+    let sender = Arc::clone(&forwarder);
     let name = format!("{}/{first}:{}", args.link, args.port);
     let engine = Server::new(Config {
         id: ServerId::from_underlay(first),
@@ -99,7 +112,7 @@ pub async fn run(args: ServerArgs) -> anyhow::Result<()> {
     tracing::info!(id = %ServerId::from_underlay(first).address(), link = args.link, "serving {:?}", args.host_ips);
     let mut forwarding = tokio::spawn(forwarder.run());
     tokio::select! {
-        () = driver.run(&underlay, control, outgoing) => {}
+        () = driver.run(&sender, control, outgoing) => {}
         ended = &mut forwarding => ended??,
         ended = &mut admin => ended??,
         ended = async {

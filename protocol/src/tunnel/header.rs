@@ -53,9 +53,9 @@ pub fn hop_limit(packet: &[u8]) -> Option<u8> {
     }
 }
 
-/// Length that the header of an IP packet gives; what follows is padding. `None` if it is no
-/// whole IP packet.
-pub fn length(packet: &[u8]) -> Option<usize> {
+/// Length that the header of an IP packet gives, whether all of it is there or not. `None` if the
+/// header makes no sense.
+pub fn declared_length(packet: &[u8]) -> Option<usize> {
     let (least, length) = match packet {
         [first, _, l0, l1, ..] if first >> 4 == 4 => {
             (usize::from(first & 0xf) * 4, usize::from(u16::from_be_bytes([*l0, *l1])))
@@ -65,7 +65,12 @@ pub fn length(packet: &[u8]) -> Option<usize> {
         }
         _ => return None,
     };
-    (length >= least.max(20) && length <= packet.len()).then_some(length)
+    (length >= least.max(20)).then_some(length)
+}
+
+/// Length of an IP packet by its header; what follows is padding. `None` if it is not all there.
+pub fn length(packet: &[u8]) -> Option<usize> {
+    declared_length(packet).filter(|length| *length <= packet.len())
 }
 
 /// The outer flow label: one value for the packets of one inner flow (RFC 6438 section 3), by
