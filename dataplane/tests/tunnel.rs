@@ -1,0 +1,680 @@
+//! Forwarders on a real underlay, in network namespaces. Needs root.
+
+#![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
+
+mod support;
+
+use std::io::{self, Read, Write};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::os::fd::AsRawFd;
+use std::time::{Duration, Instant};
+
+use aero_dataplane::ForwardingTable;
+use aero_dataplane::userspace::Config;
+use aero_protocol::address::LinkLayerAddress;
+use aero_protocol::forwarding::{Change, Drop, NextHop, Route};
+use aero_protocol::tunnel::path;
+use aero_protocol::wire::encapsulation::{FragmentShim, Payload, demux};
+use aero_protocol::wire::ip::Packet;
+use aero_protocol::wire::nd::{Nd, NdMessage, NdOption};
+use support::{Capture, LONG, Net, Node, Seen};
+
+const A: u16 = 8061;
+const B: u16 = 8062;
+const A_INNER: &str = "2001:db8:0:1::1";
+const B_INNER: &str = "2001:db8:0:2::1";
+const A_INNER4: &str = "10.1.0.1";
+const B_INNER4: &str = "10.2.0.1";
+
+fn ip(text: &str) -> IpAddr {
+    text.parse().unwrap()
+}
+
+fn config(assured: bool) -> Config {
+    Config { paths: path::Config { underlay_mtu: 1500, assured }, ..Config::default() }
+}
+
+fn route(node: &Node, prefix: &str, to: NextHop) {
+    let route = Route { to, transit: true, until: None };
+    node.forwarder.apply(&Change::SetRoute { prefix: prefix.parse().unwrap(), route });
+}
+
+fn source(node: &Node, prefix: &str, from: LinkLayerAddress) {
+    let prefix = prefix.parse().unwrap();
+    node.forwarder.apply(&Change::SetSource { prefix, from, until: None });
+}
+
+/// Two nodes that know each other's prefixes, with TUN devices of this MTU.
+fn pair(net: &Net, mtu: u16, assured: bool) -> (Node, Node) {
+    let a = net.start("a", A, mtu, &[A_INNER, A_INNER4], config(assured));
+    let b = net.start("b", B, mtu, &[B_INNER, B_INNER4], config(assured));
+    let l2_a = LinkLayerAddress::new(net.address("a"), A);
+    let l2_b = LinkLayerAddress::new(net.address("b"), B);
+    for (node, own, other, to) in [(&a, "1", "2", l2_b), (&b, "2", "1", l2_a)] {
+        for n in [format!("2001:db8:0:{own}::/64"), format!("10.{own}.0.0/16")] {
+            route(node, &n, NextHop::Local);
+        }
+        for n in [format!("2001:db8:0:{other}::/64"), format!("10.{other}.0.0/16")] {
+            route(node, &n, NextHop::Neighbor(to));
+            source(node, &n, to);
+        }
+    }
+    (a, b)
+}
+
+/// A bound UDP socket in a namespace.
+fn socket(net: &Net, node: &str, address: &str, port: u16) -> UdpSocket {
+    let socket = net.within(node, || UdpSocket::bind((ip(address), port)).unwrap());
+    socket.set_read_timeout(Some(LONG)).unwrap();
+    socket
+}
+
+fn option(socket: &UdpSocket, level: i32, name: i32, value: i32) {
+    let s = socket2::SockRef::from(socket);
+    // SAFETY: an int and its length.
+    let outcome =
+        unsafe { libc::setsockopt(s.as_raw_fd(), level, name, (&raw const value).cast(), 4) };
+    assert_eq!(outcome, 0, "{}", io::Error::last_os_error());
+}
+
+/// Sends a datagram that makes an inner packet of `length` bytes, and waits for it to arrive.
+fn carry(from: &UdpSocket, to: &UdpSocket, length: usize, tag: u8) {
+    let headers = if from.local_addr().unwrap().is_ipv6() { 48 } else { 28 };
+    let data: Vec<u8> =
+        (0..length - headers).map(|n| tag ^ u8::try_from(n % 251).unwrap()).collect();
+    from.send_to(&data, to.local_addr().unwrap()).unwrap();
+    let mut buffer = vec![0; 65_536];
+    let received = to.recv(&mut buffer).unwrap();
+    assert!(buffer[..received] == data, "{length} bytes arrived as {received}, or changed");
+}
+
+fn data_to(port: u16) -> impl Fn(&Seen) -> bool {
+    // Not the kernel's own messages on the TUN devices.
+    move |seen| {
+        seen.to.port() == port
+            && !matches!(demux(&seen.payload), Ok(Payload::Packet(p)) if p[0] >> 4 == 6 && p[8] == 0xfe)
+    }
+}
+
+/// The outer packets of one inner packet.
+fn on_the_wire(capture: &Capture, count: usize) -> Vec<Seen> {
+    capture.until(data_to(B), |all| all.len() >= count)
+}
+
+#[test]
+fn on_an_unknown_path_small_packets_go_whole_and_those_up_to_1500_in_two_fragments() {
+    for ipv6 in [false, true] {
+        let net = Net::new(ipv6, 1500);
+        let (_a, b) = pair(&net, 1500, false);
+        let capture = net.capture();
+        let encaps = net.overhead() + 8;
+        let mut reassembled = 0;
+        for (near, far) in [(A_INNER, B_INNER), (A_INNER4, B_INNER4)] {
+            let (from, to) = (socket(&net, "a", near, 7000), socket(&net, "b", far, 7001));
+            let last_whole = 1280 - encaps;
+            for length in [100, last_whole, last_whole + 1, 1300, 1452, 1500] {
+                carry(&from, &to, length, 1);
+                if length <= last_whole {
+                    let [seen] = &on_the_wire(&capture, 1)[..] else { panic!() };
+                    assert_eq!(seen.length, length + net.overhead());
+                    assert!(ipv6 || !seen.dont_fragment);
+                    let Ok(Payload::Packet(packet)) = demux(&seen.payload) else { panic!() };
+                    assert_eq!(packet.len(), length, "nothing before the inner packet");
+                    continue;
+                }
+                reassembled += 1;
+                let [first, second] = &on_the_wire(&capture, 2)[..] else { panic!() };
+                let read = |seen: &Seen| match demux(&seen.payload) {
+                    Ok(Payload::Fragment { shim, data }) => (shim, data.len()),
+                    other => panic!("{other:?}"),
+                };
+                let ((shim1, data1), (shim2, data2)) = (read(first), read(second));
+                assert!(first.length <= 1024 && second.length <= first.length);
+                assert!(ipv6 || !(first.dont_fragment || second.dont_fragment));
+                assert_eq!(shim1.identification, shim2.identification);
+                assert_eq!((shim1.offset, shim1.more), (0, true));
+                assert_eq!((usize::from(shim2.offset), shim2.more), (data1, false));
+                assert_eq!(data1 + data2, length);
+            }
+        }
+        let counters = b.forwarder.counters();
+        assert_eq!(counters.reassembled_packets, reassembled);
+        // Foreign sources are the kernel's own messages on the TUN device.
+        let dropped = counters.drops.iter().filter(|(why, _)| **why != Drop::ForeignSource);
+        assert_eq!(dropped.map(|(_, n)| n).sum::<u64>(), 0, "{counters:?}");
+    }
+}
+
+#[test]
+fn where_paths_are_assured_what_fits_goes_whole_with_df_and_1500_still_arrive() {
+    for ipv6 in [false, true] {
+        let net = Net::new(ipv6, 1500);
+        let _nodes = pair(&net, 1500, true);
+        let capture = net.capture();
+        let (from, to) = (socket(&net, "a", A_INNER, 7000), socket(&net, "b", B_INNER, 7001));
+        let room = 1500 - net.overhead();
+        carry(&from, &to, room, 1);
+        let [seen] = &on_the_wire(&capture, 1)[..] else { panic!() };
+        assert!(seen.length == 1500 && seen.dont_fragment);
+        carry(&from, &to, 1500, 2);
+        assert!(on_the_wire(&capture, 2).iter().all(|seen| seen.length <= 1024));
+    }
+}
+
+#[test]
+fn hop_limit_dscp_and_ecn_are_copied_outward_and_a_mark_on_the_way_arrives() {
+    for ipv6 in [false, true] {
+        let net = Net::new(ipv6, 1500);
+        let (_a, b) = pair(&net, 1400, true);
+        let capture = net.capture();
+        let (from, to) = (socket(&net, "a", A_INNER, 7000), socket(&net, "b", B_INNER, 7001));
+        option(&to, libc::IPPROTO_IPV6, libc::IPV6_RECVTCLASS, 1);
+        option(&to, libc::IPPROTO_IPV6, libc::IPV6_RECVHOPLIMIT, 1);
+        let class_and_hops = || {
+            let mut space = nix::cmsg_space!([i32; 8]);
+            let mut data = [0; 64];
+            let mut vectors = [io::IoSliceMut::new(&mut data)];
+            let flags = nix::sys::socket::MsgFlags::empty();
+            let message = nix::sys::socket::recvmsg::<()>(
+                to.as_raw_fd(),
+                &mut vectors,
+                Some(&mut space),
+                flags,
+            )
+            .unwrap();
+            let mut found = (-1, -1);
+            for c in message.cmsgs().unwrap() {
+                match c {
+                    nix::sys::socket::ControlMessageOwned::Ipv6TClass(t) => found.0 = t,
+                    nix::sys::socket::ControlMessageOwned::Ipv6HopLimit(h) => found.1 = h,
+                    _ => {}
+                }
+            }
+            found
+        };
+        for (class, hops) in [(0, 64), (0xb8, 33), (0x2a, 200), (0xb9, 5), (0x03, 5)] {
+            option(&from, libc::IPPROTO_IPV6, libc::IPV6_TCLASS, class);
+            option(&from, libc::IPPROTO_IPV6, libc::IPV6_UNICAST_HOPS, hops);
+            from.send_to(b"x", to.local_addr().unwrap()).unwrap();
+            let [seen] = &on_the_wire(&capture, 1)[..] else { panic!() };
+            assert_eq!((i32::from(seen.class), i32::from(seen.ttl)), (class, hops));
+            assert_eq!(class_and_hops(), (class, hops), "the tunnel is one hop, and costs none");
+            assert_eq!(seen.flow_label != 0, ipv6);
+        }
+        let family = if ipv6 { "ip6" } else { "ip" };
+        net.run("r", &format!("nft add table inet t; nft add chain inet t f \"{{ type filter hook forward priority 0; }}\"; nft add rule inet t f udp dport {B} {family} ecn set ce"));
+        option(&from, libc::IPPROTO_IPV6, libc::IPV6_UNICAST_HOPS, 64);
+        for (class, want) in [(0xba, 0xbb), (0xb9, 0xbb), (0xbb, 0xbb)] {
+            option(&from, libc::IPPROTO_IPV6, libc::IPV6_TCLASS, class);
+            from.send_to(b"x", to.local_addr().unwrap()).unwrap();
+            assert_eq!(class_and_hops().0, want, "sent with {class:#x}, marked on the way");
+        }
+        option(&from, libc::IPPROTO_IPV6, libc::IPV6_TCLASS, 0xb8);
+        from.send_to(b"x", to.local_addr().unwrap()).unwrap();
+        wait("a mark where the ends know no ECN is a drop", || {
+            b.forwarder.counters().drops[&Drop::Congestion] == 1
+        });
+    }
+}
+
+/// Waits for something that other threads bring about.
+fn wait(what: &str, mut happened: impl FnMut() -> bool) {
+    let deadline = Instant::now() + LONG;
+    while !happened() {
+        assert!(Instant::now() < deadline, "does not happen: {what}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// Sends until the kernel knows that it is too big, and gives the MTU that it was told.
+fn learned_mtu(socket: &UdpSocket, length: usize) -> usize {
+    let v6 = socket.local_addr().unwrap().is_ipv6();
+    let (level, discover, mtu, set) = if v6 {
+        (libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER, libc::IPV6_MTU, libc::IPV6_PMTUDISC_DO)
+    } else {
+        (libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, libc::IP_MTU, libc::IP_PMTUDISC_DO)
+    };
+    option(socket, level, discover, set);
+    let data = vec![7; length];
+    let deadline = Instant::now() + LONG;
+    loop {
+        match socket.send(&data) {
+            Err(e) if e.raw_os_error() == Some(libc::EMSGSIZE) => break,
+            _ => assert!(Instant::now() < deadline, "no Packet Too Big came"),
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let (mut value, mut size) = (0i32, 4u32);
+    // SAFETY: an int and its length.
+    let outcome = unsafe {
+        libc::getsockopt(socket.as_raw_fd(), level, mtu, (&raw mut value).cast(), &raw mut size)
+    };
+    assert_eq!(outcome, 0);
+    usize::try_from(value).unwrap()
+}
+
+#[test]
+fn the_source_of_what_cannot_go_is_told_1500_and_inner_ipv4_without_df_is_fragmented() {
+    for ipv6 in [false, true] {
+        let net = Net::new(ipv6, 1500);
+        let (a, _b) = pair(&net, 9000, false);
+        let capture = net.capture();
+        for (near, far) in [(A_INNER, B_INNER), (A_INNER4, B_INNER4)] {
+            let (from, to) = (socket(&net, "a", near, 7000), socket(&net, "b", far, 7001));
+            if near == A_INNER4 {
+                capture.skip();
+                option(&from, libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, libc::IP_PMTUDISC_DONT);
+                carry(&from, &to, 3000, 5);
+                for seen in on_the_wire(&capture, 4) {
+                    assert!(seen.length <= 1024 && seen.payload[0] == 0x45, "{seen:?}");
+                }
+            }
+            from.connect(to.local_addr().unwrap()).unwrap();
+            assert_eq!(learned_mtu(&from, 3000), 1500);
+            // One more Packet Too Big may still wait to be told.
+            let sent = (0..50).any(|_| from.send(&[7; 1400]).is_ok());
+            assert!(sent, "the rest goes on");
+        }
+        assert!(a.forwarder.counters().icmp_errors >= 2);
+    }
+}
+
+fn solicitation(source: &str, target: &str) -> Vec<u8> {
+    let target: Ipv6Addr = target.parse().unwrap();
+    Nd {
+        source: source.parse().unwrap(),
+        destination: target,
+        message: NdMessage::Solicitation { target },
+        options: vec![NdOption::Nonce(vec![9; 6])],
+    }
+    .emit()
+    .unwrap()
+}
+
+/// What an engine would do with the next solicitation; false if none came.
+fn answer_one(runtime: &tokio::runtime::Runtime, node: &mut Node) -> bool {
+    let Ok(control) = node.control.try_recv() else { return false };
+    let nd = Nd::parse(&Packet::parse(&control.packet).unwrap()).unwrap();
+    let NdMessage::Solicitation { target } = nd.message else { return false };
+    let message = NdMessage::Advertisement { solicited: true, override_cached: false, target };
+    let answer = Nd { source: target, destination: nd.source, message, options: nd.options };
+    let answer = answer.emit().unwrap();
+    runtime.block_on(node.forwarder.send_control(control.from, &answer)).unwrap();
+    true
+}
+
+#[test]
+fn an_answered_probe_ends_fragmentation_and_a_packet_too_big_of_the_underlay_brings_it_back() {
+    for ipv6 in [false, true] {
+        let net = Net::new(ipv6, 1500);
+        let (a, mut b) = pair(&net, 1500, false);
+        let capture = net.capture();
+        let (from, to) = (socket(&net, "a", A_INNER, 7000), socket(&net, "b", B_INNER, 7001));
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let l2_b = LinkLayerAddress::new(net.address("b"), B);
+        let nd = solicitation("fe80::2001:db8:0:1", "fe80::2001:db8:0:2");
+        runtime.block_on(a.forwarder.send_control(l2_b, &nd)).unwrap();
+        let room = 1500 - net.overhead();
+        // Until the probe that the first fragments set off is answered.
+        let whole = |b: &mut Node, room: usize| {
+            let deadline = Instant::now() + LONG;
+            loop {
+                capture.skip();
+                carry(&from, &to, room, 1);
+                let seen = on_the_wire(&capture, 1);
+                if seen[0].length == room + net.overhead() {
+                    assert!(seen[0].dont_fragment);
+                    return;
+                }
+                assert!(Instant::now() < deadline, "still in fragments");
+                while answer_one(&runtime, b) {}
+                std::thread::sleep(Duration::from_millis(50));
+            }
+        };
+        whole(&mut b, room);
+        assert!(a.forwarder.counters().path_probes >= 1);
+        // The path shrinks.
+        net.run("r", "ip link set tob mtu 1400");
+        capture.skip();
+        from.send_to(&vec![1; room - 48], to.local_addr().unwrap()).unwrap();
+        wait("a Packet Too Big comes", || a.forwarder.counters().underlay_errors > 0);
+        // The forwarder counts before it acts.
+        std::thread::sleep(Duration::from_millis(100));
+        capture.skip();
+        carry(&from, &to, room, 2);
+        assert_eq!(on_the_wire(&capture, 2).len(), 2, "fragments again");
+        whole(&mut b, 1400 - net.overhead());
+    }
+}
+
+#[test]
+fn a_tcp_transfer_of_full_segments_over_a_path_of_1400_bytes_finishes() {
+    const BYTES: usize = 2 << 20;
+    for (ipv6, assured) in [(false, true), (true, false)] {
+        let net = Net::new(ipv6, 1400);
+        let (_a, b) = pair(&net, 1500, assured);
+        let listener = net.within("b", || TcpListener::bind((ip(B_INNER), 7000)).unwrap());
+        let receiver = std::thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            stream.set_read_timeout(Some(LONG)).unwrap();
+            let mut all = Vec::new();
+            stream.read_to_end(&mut all).unwrap();
+            all
+        });
+        let to = SocketAddr::from((ip(B_INNER), 7000));
+        let mut stream = net.within("a", || TcpStream::connect_timeout(&to, LONG).unwrap());
+        stream.set_write_timeout(Some(LONG)).unwrap();
+        let data: Vec<u8> = (0..BYTES).map(|n| u8::try_from(n % 253).unwrap()).collect();
+        stream.write_all(&data).unwrap();
+        drop(stream);
+        assert!(receiver.join().unwrap() == data);
+        assert!(b.forwarder.counters().reassembled_packets > 1000, "{:?}", b.forwarder.counters());
+    }
+}
+
+/// `b` as a Server between two Clients that the test plays itself, at ports 9001 and 9002 of `a`.
+fn server_and_clients(net: &Net, config: Config) -> (Node, UdpSocket, UdpSocket, SocketAddr) {
+    let server = net.start("b", B, 0, &[], config);
+    let address = net.address("a").to_string();
+    let clients = [(9001, 1), (9002, 2)].map(|(port, n)| {
+        let l2 = LinkLayerAddress::new(net.address("a"), port);
+        let prefix = format!("2001:db8:0:{n}::/64");
+        route(&server, &prefix, NextHop::Neighbor(l2));
+        source(&server, &prefix, l2);
+        socket(net, "a", &address, port)
+    });
+    let [c1, c2] = clients;
+    (server, c1, c2, SocketAddr::from((net.address("b"), B)))
+}
+
+fn inner(source: &str, destination: &str, hops: u8, class: u8, length: usize) -> Vec<u8> {
+    let first = (6u32 << 28) | (u32::from(class) << 20);
+    let mut p = first.to_be_bytes().to_vec();
+    p.extend(u16::try_from(length - 40).unwrap().to_be_bytes());
+    p.extend([59, hops]);
+    p.extend(source.parse::<Ipv6Addr>().unwrap().octets());
+    p.extend(destination.parse::<Ipv6Addr>().unwrap().octets());
+    p.resize(length, 0x55);
+    p
+}
+
+fn set_outer(socket: &UdpSocket, ttl: i32, class: i32) {
+    if socket.local_addr().unwrap().is_ipv6() {
+        option(socket, libc::IPPROTO_IPV6, libc::IPV6_UNICAST_HOPS, ttl);
+        option(socket, libc::IPPROTO_IPV6, libc::IPV6_TCLASS, class);
+    } else {
+        option(socket, libc::IPPROTO_IP, libc::IP_TTL, ttl);
+        option(socket, libc::IPPROTO_IP, libc::IP_TOS, class);
+    }
+}
+
+#[test]
+fn a_server_carries_the_outer_header_on_and_never_touches_the_inner_one() {
+    for ipv6 in [false, true] {
+        let net = Net::new(ipv6, 1500);
+        let (_server, c1, c2, to) = server_and_clients(&net, config(true));
+        let capture = net.capture();
+        let mut buffer = [0; 2048];
+        // Inner hop limit and ECN, outer TTL and class.
+        for (hops, inner_class, ttl, class) in
+            [(1, 2, 64, 3), (255, 0, 9, 0xb8), (64, 0xba, 255, 0xbb), (7, 1, 12, 0)]
+        {
+            set_outer(&c1, ttl, class);
+            let packet = inner(A_INNER, B_INNER, hops, inner_class, 400);
+            c1.send_to(&packet, to).unwrap();
+            let length = c2.recv(&mut buffer).unwrap();
+            assert_eq!(buffer[..length], packet, "to the bit");
+            let back = capture.until(|s| s.to.port() == 9002, |all| !all.is_empty());
+            assert_eq!(i32::from(back[0].class), class);
+            // The router counts on the way there and back; the Server does not.
+            assert_eq!(i32::from(back[0].ttl), ttl - 2);
+        }
+    }
+}
+
+#[test]
+fn fragments_that_pass_a_server_come_out_whole_or_in_two_again() {
+    let net = Net::new(true, 1500);
+    let (server, c1, c2, to) = server_and_clients(&net, config(false));
+    let packet = inner(A_INNER, B_INNER, 64, 0, 1500);
+    let shim = FragmentShim { next_header: 41, offset: 0, more: true, identification: 77 };
+    let last = FragmentShim { offset: 800, more: false, ..shim };
+    c1.send_to(&[&last.emit()[..], &packet[800..]].concat(), to).unwrap();
+    c1.send_to(&[&shim.emit()[..], &packet[..800]].concat(), to).unwrap();
+    let mut whole = Vec::new();
+    let mut buffer = [0; 2048];
+    for _ in 0..2 {
+        let length = c2.recv(&mut buffer).unwrap();
+        let Ok(Payload::Fragment { shim, data }) = demux(&buffer[..length]) else { panic!() };
+        assert_eq!(usize::from(shim.offset), whole.len());
+        whole.extend_from_slice(data);
+    }
+    assert_eq!(whole, packet);
+    assert_eq!(server.forwarder.counters().reassembled_packets, 1);
+}
+
+#[test]
+fn a_destination_without_a_route_is_reported_through_the_tunnel_to_its_source() {
+    for ipv6 in [false, true] {
+        let net = Net::new(ipv6, 1500);
+        let a = net.start("a", A, 1400, &[A_INNER, A_INNER4], config(true));
+        let b = net.start("b", B, 0, &[], config(true));
+        let l2_a = LinkLayerAddress::new(net.address("a"), A);
+        let l2_b = LinkLayerAddress::new(net.address("b"), B);
+        a.forwarder.apply(&Change::AddPeer(l2_b));
+        for (own, all) in [("2001:db8:0:1::/64", "2001:db8::/32"), ("10.1.0.0/16", "10.0.0.0/8")] {
+            route(&a, own, NextHop::Local);
+            route(&a, all, NextHop::Neighbor(l2_b));
+            route(&b, own, NextHop::Neighbor(l2_a));
+            source(&b, own, l2_a);
+        }
+        let capture = net.capture();
+        for (near, far) in [(A_INNER, B_INNER), (A_INNER4, B_INNER4)] {
+            let from = socket(&net, "a", near, 7000);
+            // Or the kernel keeps it to itself that there is no route.
+            if near == A_INNER {
+                option(&from, libc::IPPROTO_IPV6, libc::IPV6_RECVERR, 1);
+            } else {
+                option(&from, libc::IPPROTO_IP, libc::IP_RECVERR, 1);
+            }
+            from.connect((ip(far), 7001)).unwrap();
+            from.send(b"anybody there?").unwrap();
+            let error = from.recv(&mut [0; 8]).unwrap_err();
+            let raw = error.raw_os_error().unwrap();
+            assert!(matches!(raw, libc::ENETUNREACH | libc::EHOSTUNREACH), "{error}");
+            let back = capture.until(|s| s.to.port() == A, |all| !all.is_empty());
+            let empty: &[u8] = if near == A_INNER { &[0; 16] } else { &[0; 4] };
+            let place = if near == A_INNER { 8..24 } else { 12..16 };
+            assert_eq!(&back[0].payload[place], empty, "no source while in the link");
+        }
+        assert_eq!(b.forwarder.counters().icmp_errors, 2);
+        // No more than the rate allows: a hundred at once and a hundred a second.
+        let start = Instant::now();
+        let from = socket(&net, "a", A_INNER, 7002);
+        let unrouted = || b.forwarder.counters().drops[&Drop::NoRoute];
+        for n in 0..2000u16 {
+            let _ = from.send_to(&n.to_be_bytes(), (ip("2001:db8:0:9::1"), 7001));
+        }
+        wait("packets without a route reach the Server", || unrouted() > 500);
+        let mut before = 0;
+        wait("the rest of them do", || std::mem::replace(&mut before, unrouted()) == before);
+        let sent = b.forwarder.counters().icmp_errors;
+        let allowed = 102 + 100 * (start.elapsed().as_secs() + 1);
+        assert!(sent <= allowed, "{sent} errors where {allowed} are allowed");
+    }
+}
+
+#[test]
+fn shims_of_other_kinds_garbage_and_strangers_get_nothing_back_and_do_no_harm() {
+    let net = Net::new(false, 1500);
+    let (server, c1, c2, to) = server_and_clients(&net, config(true));
+    let stranger = socket(&net, "a", "192.0.2.1", 9003);
+    let capture = net.capture();
+    // RFC 6706 Predirect, GRE and ESP, a signed fragment, reserved types.
+    for payload in [&[0x00, 0x40, 64, 0][..], &[0x01, 47, 0, 0], &[0x03; 20], &[0x0f; 20]] {
+        c1.send_to(payload, to).unwrap();
+        stranger.send_to(payload, to).unwrap();
+    }
+    let good = inner(A_INNER, B_INNER, 64, 0, 400);
+    let mut state = 12345u64;
+    for n in 0..3000usize {
+        state =
+            state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        let mut payload = good[..(n * 7) % 401].to_vec();
+        for byte in payload.iter_mut().take(60).skip(n % 3) {
+            if state.trailing_zeros() > 0 {
+                *byte ^= u8::try_from((state >> 32) & 0xff).unwrap();
+            }
+            state = state.rotate_left(7);
+        }
+        stranger.send_to(&payload, to).unwrap();
+        if n % 100 == 0 {
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    }
+    stranger.send_to(&good, to).unwrap();
+    c1.send_to(&good, to).unwrap();
+    let mut buffer = [0; 2048];
+    assert_eq!(c2.recv(&mut buffer).unwrap(), good.len(), "it goes on");
+    let back: Vec<Seen> = capture
+        .during(Duration::from_millis(300))
+        .into_iter()
+        .filter(|s| s.from.port() == B)
+        .collect();
+    assert_eq!(back.len(), 1, "only what a Client may send, and no answer to anybody else");
+    let counters = server.forwarder.counters();
+    assert!(counters.drops[&Drop::Shim] >= 8);
+    assert_eq!(counters.tunneled_packets, 1);
+    assert_eq!(counters.icmp_errors, 0);
+}
+
+#[test]
+fn half_packets_without_end_do_not_stop_whole_ones() {
+    let net = Net::new(false, 1500);
+    let (server, c1, c2, to) = server_and_clients(&net, config(true));
+    let packet = inner(A_INNER, B_INNER, 64, 0, 1400);
+    let shim = FragmentShim { next_header: 41, offset: 0, more: true, identification: 0 };
+    let first = |id: u32| {
+        let shim = FragmentShim { identification: id, ..shim };
+        [&shim.emit()[..], &packet[..800]].concat()
+    };
+    for id in 0..10_000 {
+        c1.send_to(&first(id), to).unwrap();
+    }
+    let last = FragmentShim { offset: 800, more: false, identification: 20_000, ..shim };
+    let deadline = Instant::now() + LONG;
+    c2.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
+    let mut buffer = [0; 2048];
+    loop {
+        // The socket's buffer may be full of halves.
+        c1.send_to(&first(20_000), to).unwrap();
+        c1.send_to(&[&last.emit()[..], &packet[800..]].concat(), to).unwrap();
+        if c2.recv(&mut buffer).is_ok_and(|length| buffer[..length] == packet) {
+            break;
+        }
+        assert!(Instant::now() < deadline, "{:?}", server.forwarder.counters());
+    }
+}
+
+#[test]
+fn a_control_message_of_3000_bytes_travels_in_fragments_and_arrives_at_the_engine() {
+    for ipv6 in [false, true] {
+        let net = Net::new(ipv6, 1500);
+        let (a, mut b) = pair(&net, 1400, true);
+        let capture = net.capture();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let message = inner("fe80::ffff:ffff:ffff:ffff", "ff02::1:2", 255, 0, 3000);
+        let l2_b = LinkLayerAddress::new(net.address("b"), B);
+        runtime.block_on(a.forwarder.send_control(l2_b, &message)).unwrap();
+        let got = runtime.block_on(async { tokio::time::timeout(LONG, b.control.recv()).await });
+        assert!(got.unwrap().unwrap().packet == message);
+        let seen = capture.until(|s| s.to.port() == B, |all| all.len() >= 4);
+        assert!(seen.iter().all(|s| s.length <= 1024 && s.ttl == 255));
+    }
+}
+
+#[test]
+fn a_forged_packet_too_big_that_quotes_something_else_changes_nothing() {
+    let net = Net::new(false, 1500);
+    let (a, _b) = pair(&net, 1472, true);
+    let capture = net.capture();
+    let (from, to) = (socket(&net, "a", A_INNER, 7000), socket(&net, "b", B_INNER, 7001));
+    carry(&from, &to, 1472, 1);
+    let mut icmp = vec![3, 4, 0, 0, 0, 0, 5, 0x14];
+    // Addresses and ports are right, what they carried is not.
+    icmp.extend([0x45, 0, 0x05, 0xdc, 0, 0, 0x40, 0, 63, 17, 0, 0, 192, 0, 2, 1, 198, 51, 100, 1]);
+    icmp.extend(A.to_be_bytes().into_iter().chain(B.to_be_bytes()));
+    icmp.extend([0x05, 0xc8, 0, 0]);
+    icmp.extend([0x5a; 64]);
+    let sum = etherparse::checksum::Sum16BitWords::new().add_slice(&icmp).ones_complement();
+    icmp[2..4].copy_from_slice(&sum.to_ne_bytes());
+    net.within("r", || {
+        let raw = socket2::Socket::new(
+            socket2::Domain::IPV4,
+            socket2::Type::RAW,
+            Some(socket2::Protocol::ICMPV4),
+        )
+        .unwrap();
+        raw.send_to(&icmp, &SocketAddr::from((ip("192.0.2.1"), 0)).into()).unwrap();
+    });
+    wait("the forged error arrives", || a.forwarder.counters().underlay_errors > 0);
+    std::thread::sleep(Duration::from_millis(100));
+    capture.skip();
+    carry(&from, &to, 1472, 2);
+    assert_eq!(on_the_wire(&capture, 1)[0].length, 1500, "whole, as before");
+}
+
+/// A ring of forwarders that each send on to the next: three in one namespace, or four that
+/// alternate between `a` and `b`. Gives how often one packet was sent on, and the drops.
+fn ring(net: &Net, nodes: &[&str], ttl_step: u8, ttl: i32) -> (u64, u64) {
+    let at = |n: usize| {
+        let n = n % nodes.len();
+        LinkLayerAddress::new(net.address(nodes[n]), 9100 + u16::try_from(n).unwrap())
+    };
+    let ring: Vec<Node> = (0..nodes.len())
+        .map(|n| {
+            let config = Config { ttl_step, ..config(true) };
+            let node = net.start(nodes[n], at(n).port, 0, &[], config);
+            let before = at(n + nodes.len() - 1);
+            node.forwarder.apply(&Change::AddPeer(before));
+            route(&node, "2001:db8:0:2::/64", NextHop::Neighbor(at(n + 1)));
+            node
+        })
+        .collect();
+    let first = LinkLayerAddress::new(net.address(nodes[0]), 9099);
+    ring[0].forwarder.apply(&Change::AddPeer(first));
+    let from = socket(net, nodes[0], &first.ip.to_string(), first.port);
+    set_outer(&from, ttl, 0);
+    from.send_to(&inner(A_INNER, B_INNER, 64, 0, 100), SocketAddr::from(at(0))).unwrap();
+    let count = || {
+        let all = ring.iter().map(|n| n.forwarder.counters());
+        all.fold((0, 0), |(sent, dropped), c| {
+            (sent + c.tunneled_packets, dropped + c.drops[&Drop::OuterTtl])
+        })
+    };
+    // Until it stands still.
+    let deadline = Instant::now() + LONG;
+    let mut last = (0, 0);
+    loop {
+        std::thread::sleep(Duration::from_millis(300));
+        let now = count();
+        if now == last && now.0 > 0 {
+            return now;
+        }
+        assert!(Instant::now() < deadline, "the loop does not end: {now:?}");
+        last = now;
+    }
+}
+
+#[test]
+fn a_loop_ends_when_the_outer_ttl_has_run_out() {
+    for ipv6 in [false, true] {
+        let net = Net::new(ipv6, 1500);
+        // Routers of the underlay count, and the router is where it ends.
+        let (sent, _) = ring(&net, &["a", "b", "a", "b"], 0, 40);
+        assert_eq!(sent, 40);
+        // Without routers between, the nodes count if they are told to.
+        let (sent, dropped) = ring(&net, &["b", "b", "b"], 1, 40);
+        assert_eq!((sent, dropped), (39, 1));
+    }
+}
