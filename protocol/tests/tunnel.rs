@@ -2,14 +2,23 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
 
+mod common;
+
 use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
-use aero_protocol::address::LinkLayerAddress;
+use aero_protocol::Output;
+use aero_protocol::address::{
+    ALL_DHCP_SERVERS, BOOTSTRAP_ADDRESS, LinkLayerAddress, ServerId, aero_address,
+};
 use aero_protocol::tunnel::fragment::TunnelFragments;
 use aero_protocol::tunnel::header::Outer;
 use aero_protocol::tunnel::reassembly::{Limits, Outcome, Reassembler, Refusal, TIMEOUT};
-use aero_protocol::wire::encapsulation::{FragmentShim, Payload, demux};
+use aero_protocol::wire::dhcpv6::{IaPd, Kind, Message};
+use aero_protocol::wire::encapsulation::{self, FragmentShim, demux};
+use aero_protocol::wire::ip::{self, Packet, Payload};
+use aero_protocol::wire::nd::{Nd, NdMessage, NdOption};
+use common::{Link, duid, node_address, prefix, server_address};
 use proptest::prelude::*;
 use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
@@ -41,7 +50,9 @@ type Piece = (FragmentShim, Vec<u8>);
 
 fn pieces(packet: &[u8], id: u32) -> Vec<Piece> {
     let read = |(shim, data): ([u8; 8], &[u8])| {
-        let Ok(Payload::Fragment { shim, .. }) = demux(&shim) else { panic!("no fragment") };
+        let Ok(encapsulation::Payload::Fragment { shim, .. }) = demux(&shim) else {
+            panic!("no fragment")
+        };
         (shim, data.to_vec())
     };
     TunnelFragments::new(packet, false, id).unwrap().map(read).collect()
@@ -165,6 +176,7 @@ proptest! {
 
 #[test]
 fn overlapping_fragments_take_their_packet_with_them_and_late_ones_too() {
+    let _row = aero_elements::covers(&["W3"]);
     let p = packet(1500, 0);
     let [first, last] = &pieces(&p, 1)[..] else { panic!() };
     let mut bad = first.clone();
@@ -205,6 +217,7 @@ fn fragments_that_contradict_each_other_about_the_end_or_the_protocol_are_refuse
 
 #[test]
 fn a_duplicate_changes_nothing_and_neighbours_with_one_identification_do_not_mix() {
+    let _row = aero_elements::covers(&["W3"]);
     let (p, q) = (packet(1500, 0), packet(1500, 50));
     let (ps, qs) = (pieces(&p, 1), pieces(&q, 1));
     let (now, mut out) = (Instant::now(), Vec::new());
@@ -237,6 +250,7 @@ fn tiny_uneven_and_empty_fragments_cost_nothing() {
 
 #[test]
 fn ten_thousand_half_packets_take_bounded_memory_and_the_next_whole_one_gets_through() {
+    let _row = aero_elements::covers(&["W3"]);
     let limits = Limits::default();
     let now = Instant::now();
     let mut out = Vec::new();
@@ -294,6 +308,7 @@ fn a_neighbour_that_floods_gives_up_its_own_packets_first() {
 
 #[test]
 fn only_a_control_message_may_be_larger_than_2_kib_and_it_has_a_limit_too() {
+    let _row = aero_elements::covers(&["W3"]);
     let cases = [
         (packet(2048, 0), true),
         (packet(2049, 0), false),
@@ -341,4 +356,59 @@ fn a_packet_waits_for_its_fragments_for_a_minute_and_no_longer() {
         let outcome = give(&mut r, last, now + later, &mut out);
         assert_eq!(matches!(outcome, Outcome::Whole(_)), whole);
     }
+}
+
+/// What an engine says to `packet` from `from`.
+fn server_says(link: &mut Link, from: LinkLayerAddress, packet: &[u8]) -> Vec<Vec<u8>> {
+    let now = link.now;
+    let engine = &mut link.server(server_address(11)).engine;
+    engine.handle_packet(from, packet, now);
+    std::iter::from_fn(|| engine.poll_output())
+        .filter_map(|o| if let Output::Send { packet, .. } = o { Some(packet) } else { None })
+        .collect()
+}
+
+#[test]
+fn a_dhcpv6_message_of_3000_bytes_in_fragments_is_answered_and_nd_in_ipv6_fragments_is_not() {
+    let _row = aero_elements::covers(&["W4"]);
+    let mut link = Link::new();
+    link.add_server(11);
+    link.map(1, 1, node_address(21));
+    let mut solicit = Message::new(Kind::Solicit, [1, 2, 3]);
+    solicit.client = Some(duid(1));
+    solicit.rapid_commit = true;
+    solicit.ia_pd.push(IaPd { id: 5, ..IaPd::default() });
+    let mut bytes = solicit.emit().unwrap();
+    // An option that nobody knows makes it large.
+    bytes.extend([0xfd, 0xe8, 0x0b, 0xb8]);
+    bytes.resize(bytes.len() + 3000, 7);
+    let packet = ip::udp((BOOTSTRAP_ADDRESS, 546), (ALL_DHCP_SERVERS, 547), &bytes).unwrap();
+    assert!(packet.len() >= 3000);
+    let fragments = pieces(&packet, 1);
+    assert!(fragments.len() >= 3);
+    let (now, mut out) = (Instant::now(), Vec::new());
+    let mut r = Reassembler::default();
+    for fragment in fragments.iter().rev() {
+        give(&mut r, fragment, now, &mut out);
+    }
+    let answers = server_says(&mut link, node_address(21), &out);
+    let Payload::Udp { data, .. } = Packet::parse(&answers[0]).unwrap().payload else { panic!() };
+    let reply = Message::parse(data).unwrap();
+    assert_eq!((reply.kind, reply.ia_pd[0].prefixes.len()), (Kind::Reply, 1));
+    // A Neighbor Solicitation of that Client, whole and then as an IPv6 fragment.
+    let target = ServerId::from_underlay(server_address(11).ip).address();
+    let nd = Nd {
+        source: aero_address(prefix(1)),
+        destination: target,
+        message: NdMessage::Solicitation { target },
+        options: vec![NdOption::Nonce(vec![1; 6])],
+    };
+    let whole = nd.emit().unwrap();
+    assert_eq!(server_says(&mut link, node_address(21), &whole).len(), 1);
+    let mut fragment = whole[..40].to_vec();
+    fragment[4..6].copy_from_slice(&u16::try_from(whole.len() - 40 + 8).unwrap().to_be_bytes());
+    fragment[6] = 44;
+    fragment.extend([58, 0, 0, 0, 0, 0, 0, 1]);
+    fragment.extend_from_slice(&whole[40..]);
+    assert!(server_says(&mut link, node_address(21), &fragment).is_empty());
 }

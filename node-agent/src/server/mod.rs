@@ -76,8 +76,12 @@ pub async fn run(args: ServerArgs) -> anyhow::Result<()> {
     let first = *args.host_ips.first().context("HOST_IPS is empty")?;
     let underlay = Arc::new(Underlay::bind(&args.host_ips, args.port)?);
     let (control_sender, control) = mpsc::channel(CONTROL_QUEUE);
+    let underlay_mtu = attach::underlay_mtu(first).await.unwrap_or_else(|e| {
+        tracing::warn!("1500 is taken for the underlay's MTU: {e}");
+        1500
+    });
     let config = userspace::Config {
-        paths: args.path_mtu.config(attach::underlay_mtu(first).await?),
+        paths: args.path_mtu.config(underlay_mtu),
         ttl_step: args.ttl_step,
         ..Default::default()
     };
