@@ -52,6 +52,7 @@ fn first_hop(rig: &Rig) -> LinkLayerAddress {
 
 #[test]
 fn an_agent_delivers_to_its_servers_clients_where_they_are_and_to_nobody_when_they_are_gone() {
+    let _row = aero_elements::covers(&["P2"]);
     let mut rig = rig(Scope::Prefix);
     let by_agent = |rig: &Rig| rig.way_from(node_at(21), infra_at(FA), host(1), host(3));
     assert_eq!(by_agent(&rig), (vec![infra_at(FA), node_at(23)], Ok(())));
@@ -65,6 +66,8 @@ fn an_agent_delivers_to_its_servers_clients_where_they_are_and_to_nobody_when_th
     rig.run(SECOND * 45);
     assert!(by_agent(&rig).1.is_err(), "after the lease");
     assert!(rig.way_from(node_at(23), infra_at(FA), host(3), host(1)).1.is_err());
+    let said = rig.sent.iter().filter(|s| s.from == infra_at(FA)).map(topology::Sent::name);
+    assert!(said.into_iter().all(|name| name == "icmpv6 136"), "no DHCPv6");
 }
 
 #[test]
@@ -79,6 +82,7 @@ fn what_is_for_no_client_of_the_server_goes_by_the_server_also_to_a_relay() {
 
 #[test]
 fn the_first_packet_goes_by_the_server_which_tells_of_its_agent_and_the_next_by_the_agent() {
+    let _row = aero_elements::covers(&["P3", "P4"]);
     let mut rig = rig(Scope::Prefix);
     assert_eq!(first_hop(&rig), infra_at(S1));
     let since = rig.sent.len();
@@ -98,6 +102,7 @@ fn the_first_packet_goes_by_the_server_which_tells_of_its_agent_and_the_next_by_
 
 #[test]
 fn an_agent_for_all_data_is_announced_as_a_router() {
+    let _row = aero_elements::covers(&["P4"]);
     let mut rig = rig(Scope::All);
     let since = rig.sent.len();
     data(&mut rig);
@@ -112,6 +117,7 @@ fn an_agent_for_all_data_is_announced_as_a_router() {
 
 #[test]
 fn a_thousand_packets_a_second_make_one_advertisement_per_window() {
+    let _row = aero_elements::covers(&["P4"]);
     let mut rig = rig(Scope::Prefix);
     let since = rig.sent.len();
     for _ in 0..1000 {
@@ -127,6 +133,7 @@ fn a_thousand_packets_a_second_make_one_advertisement_per_window() {
 
 #[test]
 fn control_messages_stay_with_the_server() {
+    let _row = aero_elements::covers(&["P5"]);
     let mut rig = rig(Scope::All);
     data(&mut rig);
     rig.run(SECOND / 10);
@@ -146,6 +153,7 @@ fn control_messages_stay_with_the_server() {
 
 #[test]
 fn when_the_agent_dies_data_is_back_at_the_server_within_three_seconds() {
+    let _row = aero_elements::covers(&["P5"]);
     for scope in [Scope::Prefix, Scope::All] {
         let mut rig = rig(scope);
         data(&mut rig);
@@ -181,6 +189,7 @@ fn an_error_of_the_underlay_sends_data_back_to_the_server_at_once() {
 
 #[test]
 fn a_router_advertisement_of_anybody_but_a_server_is_ignored() {
+    let _row = aero_elements::covers(&["P5 neg"]);
     let mut rig = rig(Scope::Prefix);
     let agent =
         LinkLayerOption { link_id: 0, preference: 255, address: Some(l2("192.0.2.66:8060")) };
@@ -232,6 +241,7 @@ fn a_client_takes_data_from_its_servers_agent_before_anybody_sends_that_way() {
 
 #[test]
 fn delegation_is_the_same_with_and_without_an_agent() {
+    let _row = aero_elements::covers(&["P1"]);
     let exchange = |with: bool| {
         let mut rig = Rig::standard();
         if with {

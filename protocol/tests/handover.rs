@@ -38,6 +38,7 @@ fn moved(rig: &mut Rig) -> usize {
 
 #[test]
 fn a_client_gets_its_lease_at_the_new_server_before_it_releases_the_old_one_through_the_new() {
+    let _row = aero_elements::covers(&["L5"]);
     let mut rig = Rig::standard();
     let since = moved(&mut rig);
     rig.run(SECOND / 10);
@@ -71,6 +72,7 @@ fn a_client_gets_its_lease_at_the_new_server_before_it_releases_the_old_one_thro
 
 #[test]
 fn the_old_server_sends_on_for_five_seconds_and_then_withdraws_and_no_packet_is_without_a_way() {
+    let _row = aero_elements::covers(&["L5b"]);
     let mut rig = Rig::standard();
     // What the Internetwork sends, at whatever Server the Relay uses at the time.
     let from_outside = |rig: &Rig| {
@@ -134,6 +136,7 @@ fn after_the_release_the_old_server_takes_no_data_from_the_clients_address() {
 
 #[test]
 fn the_release_is_repeated_until_its_answer_comes_whichever_message_is_lost() {
+    let _row = aero_elements::covers(&["L5c"]);
     for lost in 0..4 {
         let mut rig = Rig::standard();
         let mut seen = 0;
@@ -157,6 +160,7 @@ fn the_release_is_repeated_until_its_answer_comes_whichever_message_is_lost() {
 
 #[test]
 fn a_release_that_comes_again_gets_no_binding_once_the_entry_is_gone_and_that_ends_it() {
+    let _row = aero_elements::covers(&["L5c"]);
     let mut rig = Rig::standard();
     let since = moved(&mut rig);
     rig.run(SECOND * 10);
@@ -174,6 +178,7 @@ fn a_release_that_comes_again_gets_no_binding_once_the_entry_is_gone_and_that_en
 
 #[test]
 fn towards_a_dead_server_the_release_is_given_up_after_four_and_the_client_goes_on() {
+    let _row = aero_elements::covers(&["L5c"]);
     let mut rig = Rig::standard();
     rig.dead.insert(infra_at(S1));
     let since = moved(&mut rig);
@@ -246,6 +251,7 @@ fn through_a_relay_the_old_server_lets_go_at_once_since_it_cannot_know_the_new_o
 
 #[test]
 fn a_client_that_hops_twenty_times_in_twenty_seconds_costs_few_updates_and_is_reached_at_once() {
+    let _row = aero_elements::covers(&["L7"]);
     let mut rig = Rig::standard();
     let before = rig.updates.len();
     let mut at = S1;
@@ -393,10 +399,14 @@ fn a_server_that_lost_its_memory_makes_the_binding_anew_when_a_client_rebinds() 
 
 #[test]
 fn a_client_keeps_leases_at_two_servers_and_loses_nothing_when_one_dies() {
+    let _row = aero_elements::covers(&["E5", "E9"]);
     let mut rig = Rig::standard();
+    let lease = |rig: &Rig| rig.server(S1).neighbors().find(|n| n.prefix == acp(1)).cloned();
+    let before = lease(&rig);
     rig.with_node(21, |node, now| node.add_server(infra_at(S2), now));
     rig.run(SECOND);
     assert_eq!(rig.bound(21, 1).len(), 2);
+    assert_eq!(lease(&rig), before, "the lease at S1 is as it was");
     let announcing: Vec<_> = rig
         .updates
         .iter()

@@ -50,7 +50,18 @@ fn to(rig: &Rig) -> LinkLayerAddress {
 
 /// A message of Client 1 in its own hand, as another make would write it; the Reply.
 fn ask(rig: &mut Rig, from: LinkLayerAddress, kind: Kind, options: &[AeroOption]) -> Message {
+    ask_of(rig, from, kind, options, None)
+}
+
+fn ask_of(
+    rig: &mut Rig,
+    from: LinkLayerAddress,
+    kind: Kind,
+    options: &[AeroOption],
+    server: Option<aero_protocol::address::Duid>,
+) -> Message {
     let mut m = Message::new(kind, [3, 2, 1]);
+    m.server = server;
     m.client = Some(duid(1));
     m.ia_pd.push(IaPd { id: 1, ..IaPd::default() });
     m.rapid_commit = kind == Kind::Solicit;
@@ -92,6 +103,7 @@ fn request(link_id: u8, preference: u8) -> AeroOption {
 
 #[test]
 fn the_server_sends_to_the_link_of_the_highest_preference_and_to_the_next_when_it_is_disabled() {
+    let _row = aero_elements::covers(&["B6", "E6", "G2", "H1"]);
     let mut rig = tester();
     let (first, second) = (l2("192.0.2.1:4001"), l2("192.0.2.33:4002"));
     ask(&mut rig, first, Kind::Solicit, &[request(1, 1)]);
@@ -116,6 +128,7 @@ fn the_server_sends_to_the_link_of_the_highest_preference_and_to_the_next_when_i
 
 #[test]
 fn a_rebind_moves_the_link_of_its_link_id_and_the_last_of_three_quick_ones_wins() {
+    let _row = aero_elements::covers(&["H2", "H3"]);
     let mut rig = tester();
     ask(&mut rig, l2("192.0.2.1:4001"), Kind::Solicit, &[request(1, 3)]);
     let updates = rig.updates.len();
@@ -130,6 +143,7 @@ fn a_rebind_moves_the_link_of_its_link_id_and_the_last_of_three_quick_ones_wins(
 
 #[test]
 fn a_rebind_from_where_the_holder_is_not_changes_nothing() {
+    let _row = aero_elements::covers(&["G3"]);
     let mut rig = tester();
     ask(&mut rig, l2("192.0.2.1:4001"), Kind::Solicit, &[request(1, 3)]);
     let reply = ask(&mut rig, l2("192.0.2.99:4001"), Kind::Rebind, &[request(1, 3)]);
@@ -139,6 +153,9 @@ fn a_rebind_from_where_the_holder_is_not_changes_nothing() {
     let options = [request(1, 3), AeroOption::Claim(claim)];
     ask(&mut rig, l2("192.0.2.33:4001"), Kind::Rebind, &options);
     assert_eq!(to(&rig), l2("192.0.2.1:4001"), "another holder");
+    let mut rig = tester();
+    let reply = ask(&mut rig, l2("192.0.2.1:4001"), Kind::Rebind, &[request(1, 3)]);
+    assert_eq!(reply.ia_pd[0].status.as_ref().unwrap().code, StatusCode::NoBinding, "no lease");
 }
 
 #[test]
@@ -250,4 +267,105 @@ fn when_no_link_of_a_client_answers_its_lease_is_cancelled_and_withdrawn() {
     assert_eq!(rig.server(S1).neighbors().count(), 0);
     let withdrawn = server::Announcement::Withdraw(acp(1));
     assert_eq!(rig.updates.last().map(|u| u.what), Some(withdrawn));
+}
+
+#[test]
+fn a_lease_ends_with_its_time_and_a_renewal_keeps_it_and_one_too_late_gets_no_binding() {
+    let _row = aero_elements::covers(&["E7"]);
+    let at = l2("192.0.2.1:4001");
+    let delivered = |rig: &Rig| to_client(rig).1.is_ok();
+    let withdrawn = |rig: &Rig| {
+        rig.updates.last().map(|u| u.what) == Some(server::Announcement::Withdraw(acp(1)))
+    };
+    let mut rig = tester();
+    let reply = ask(&mut rig, at, Kind::Solicit, &[request(1, 3)]);
+    assert_eq!(reply.ia_pd[0].prefixes[0].valid, 40);
+    rig.run(SECOND * 39);
+    assert!(delivered(&rig) && !withdrawn(&rig));
+    rig.run(SECOND);
+    assert!(!delivered(&rig) && withdrawn(&rig));
+    let late = renew(&mut rig, at);
+    assert_eq!(late.ia_pd[0].status.as_ref().unwrap().code, StatusCode::NoBinding);
+    let mut rig = tester();
+    ask(&mut rig, at, Kind::Solicit, &[request(1, 3)]);
+    rig.run(SECOND * 20);
+    assert_eq!(renew(&mut rig, at).ia_pd[0].prefixes.len(), 1);
+    rig.run(SECOND * 39);
+    assert!(delivered(&rig) && !withdrawn(&rig));
+}
+
+fn to_client(rig: &Rig) -> (Vec<LinkLayerAddress>, Result<(), String>) {
+    rig.way_from(infra_at(10), infra_at(S1), host(2), host(1))
+}
+
+/// A Renew of Client 1, which names the Server.
+fn renew(rig: &mut Rig, from: LinkLayerAddress) -> Message {
+    let duid = aero_protocol::address::Duid::from_uuid(uuid::Uuid::from_u128(11 << 100));
+    ask_of(rig, from, Kind::Renew, &[request(1, 3)], Some(duid))
+}
+
+#[test]
+fn the_first_rebind_after_a_move_is_repeated_within_a_second_or_so_and_goes_to_every_server() {
+    let _row = aero_elements::covers(&["G4"]);
+    let mut rig = three_links();
+    rig.with_node(21, |node, now| node.add_server(infra_at(12), now));
+    rig.run(SECOND * 3);
+    let since = rig.sent.len();
+    let mut lost = 0;
+    rig.lose = Box::new(move |_, s| {
+        let lose = s.name() == "Rebind" && lost < 2;
+        lost += u32::from(lose);
+        lose
+    });
+    rig.with_node(21, aero_protocol::client::Node::underlay_changed);
+    rig.run(SECOND * 2);
+    for server in [S1, 12] {
+        let rebinds: Vec<_> = rig
+            .since(since)
+            .iter()
+            .filter(|s| s.name() == "Rebind" && s.to == infra_at(server))
+            .map(|s| s.at)
+            .collect();
+        let wait = rebinds[1] - rebinds[0];
+        assert!((900..1200).contains(&wait.as_millis()), "{wait:?}");
+    }
+}
+
+#[test]
+fn a_correspondent_hears_of_a_link_that_comes_and_sends_nothing_to_one_that_went() {
+    let _row = aero_elements::covers(&["L8"]);
+    let mut rig = Rig::standard();
+    rig.map(1, 1, &[node_at(21).ip, wireless().ip]);
+    // Client 2 sends to Client 1 until it goes straight.
+    rig.talk(22, 2, 1);
+    rig.run(SECOND);
+    rig.talk(22, 2, 1);
+    let direct = |rig: &Rig| rig.way(22, host(2), host(1));
+    assert_eq!(direct(&rig), (vec![node_at(21)], Ok(())));
+    let listed = |rig: &Rig, since: usize| -> Vec<(u8, u8, Option<LinkLayerAddress>)> {
+        let na =
+            rig.since(since).iter().rev().find(|s| {
+                s.name() == "icmpv6 136" && s.to == node_at(22) && s.from == infra_at(12)
+            });
+        let nd = aero_protocol::wire::nd::Nd::parse(&Packet::parse(&na.unwrap().packet).unwrap());
+        nd.unwrap().target_link_layers().map(|o| (o.link_id, o.preference, o.address)).collect()
+    };
+    let since = rig.sent.len();
+    rig.add_link(21, WIRELESS, 2, wireless());
+    rig.run(SECOND / 2);
+    let both = [(0, 255, Some(node_at(21))), (WIRELESS, 170, Some(wireless()))];
+    assert_eq!(listed(&rig, since), both);
+    assert_eq!(direct(&rig).0, [node_at(21)], "the better one stays in use");
+    let since = rig.sent.len();
+    rig.with_node(21, |node, now| node.remove_link(0, now));
+    rig.run(SECOND / 2);
+    let gone = [(WIRELESS, 170, Some(wireless())), (0, 0, Some(node_at(21)))];
+    assert_eq!(listed(&rig, since), gone);
+    for _ in 0..20 {
+        rig.talk(22, 2, 1);
+        let (hops, end) = direct(&rig);
+        assert!(end.is_ok() && !hops.contains(&node_at(21)), "{hops:?}");
+        rig.run(SECOND / 2);
+    }
+    assert_eq!(direct(&rig).0, [wireless()], "straight again, to the other link");
 }

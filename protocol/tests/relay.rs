@@ -44,12 +44,14 @@ fn packets_between_clients_of_two_servers_go_by_the_relay_both_ways() {
 
 #[test]
 fn a_server_announces_its_own_clients_and_no_others() {
+    let _row = aero_elements::covers(&["D5"]);
     let rig = Rig::standard();
     let of = |n: u8| -> Vec<Announcement> {
         rig.updates.iter().filter(|u| u.server == id(n)).map(|u| u.what).collect()
     };
     assert_eq!(of(S1), [Announcement::Announce(acp(1))]);
     assert_eq!(of(S2), [Announcement::Announce(acp(2))]);
+    assert!(rig.reaches(21, 1, 2, node_at(22)) && rig.reaches(22, 2, 1, node_at(21)));
 }
 
 #[test]
@@ -86,6 +88,7 @@ fn from_the_internetwork_a_packet_enters_by_its_route_and_never_with_a_source_of
 
 #[test]
 fn a_server_never_sends_back_to_any_relay_what_came_from_one() {
+    let _row = aero_elements::covers(&["D6"]);
     let mut rig = Rig::standard();
     rig.add_relay(13);
     rig.mesh();
@@ -101,6 +104,7 @@ fn a_server_never_sends_back_to_any_relay_what_came_from_one() {
 
 #[test]
 fn a_relay_never_sends_back_to_the_server_that_a_packet_came_from() {
+    let _row = aero_elements::covers(&["D6"]);
     let mut rig = Rig::standard();
     let way = rig.way_from(infra_at(S1), infra_at(R1), host(2), host(1));
     assert_eq!(way, (vec![infra_at(R1)], Err("would_return".into())));
@@ -114,6 +118,7 @@ fn a_relay_never_sends_back_to_the_server_that_a_packet_came_from() {
 
 #[test]
 fn the_port_is_part_of_a_permanent_neighbours_identity() {
+    let _row = aero_elements::covers(&["C1c"]);
     let mut rig = Rig::standard();
     let forged = l2("192.0.2.10:9999");
     let refused = (vec![infra_at(S1)], Err("origin_refused".to_string()));
@@ -143,10 +148,14 @@ fn a_solicitation_crosses_the_link_unchanged_and_its_answer_comes_back() {
 
 #[test]
 fn clients_servers_and_relays_answer_their_neighbours_and_nobody_else() {
+    let _row = aero_elements::covers(&["C1b", "G1"]);
     let mut rig = Rig::standard();
-    for (target, what) in
-        [(id(S1).address(), "S1"), (id(R1).address(), "R1"), (id(S2).address(), "S2")]
-    {
+    for (target, what) in [
+        (aero_address(acp(2)), "C2"),
+        (id(S1).address(), "S1"),
+        (id(R1).address(), "R1"),
+        (id(S2).address(), "S2"),
+    ] {
         let before = rig.sent.len();
         rig.inject(node_at(21), infra_at(S1), &solicitation(aero_address(acp(1)), target));
         rig.run(SECOND / 10);
@@ -166,6 +175,7 @@ fn clients_servers_and_relays_answer_their_neighbours_and_nobody_else() {
 
 #[test]
 fn every_server_answers_to_the_anycast_address_from_its_own_and_a_relay_does_not() {
+    let _row = aero_elements::covers(&["H4", "K6"]);
     let mut rig = Rig::standard();
     let anycast: Ipv6Addr = "fe80::".parse().unwrap();
     let ns = solicitation(aero_address(acp(1)), anycast);
@@ -174,13 +184,25 @@ fn every_server_answers_to_the_anycast_address_from_its_own_and_a_relay_does_not
     let answers = advertisements(&rig, before);
     assert_eq!(answers.len(), 1);
     assert_eq!(answers[0].1.source, id(S1).address());
+    let message = NdMessage::RouterSolicitation;
+    let source = aero_address(acp(1));
+    let rs = Nd { source, destination: anycast, message, options: Vec::new() }.emit().unwrap();
     let before = rig.sent.len();
+    rig.inject(node_at(21), infra_at(S1), &rs);
+    let ra = rig.since(before)[0].clone();
+    let nd = Nd::parse(&Packet::parse(&ra.packet).unwrap()).unwrap();
+    assert_eq!((ra.to, nd.source), (node_at(21), id(S1).address()));
+    assert_eq!(nd.message, NdMessage::RouterAdvertisement { lifetime: 40 });
+    let before = rig.sent.len();
+    rig.inject(l2("192.0.2.99:8061"), infra_at(S1), &rs);
+    rig.inject(infra_at(S1), infra_at(R1), &rs);
     rig.inject(infra_at(S1), infra_at(R1), &ns);
     assert!(rig.since(before).is_empty());
 }
 
 #[test]
 fn a_link_local_destination_finds_the_client_by_longest_match() {
+    let _row = aero_elements::covers(&["G1a"]);
     let mut rig = Rig::standard();
     let wide = "2001:db8:0:100::/56".parse().unwrap();
     rig.map_prefix(wide, 3, 1, &[node_at(22).ip]);

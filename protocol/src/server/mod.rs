@@ -360,10 +360,12 @@ impl Server {
             let known = self.link_answers(from, nd);
             return known.then_some(()).ok_or(WireError::BadValue);
         }
-        let NdMessage::Solicitation { target } = nd.message else {
-            return Err(WireError::Unsupported);
+        let target = match nd.message {
+            NdMessage::Solicitation { target } => Some(target),
+            NdMessage::RouterSolicitation => None,
+            _ => return Err(WireError::Unsupported),
         };
-        if target != own && target != SERVER_ANYCAST {
+        if target.is_some_and(|t| t != own && t != SERVER_ANYCAST) {
             return Err(WireError::BadAddress);
         }
         let known = self
@@ -375,14 +377,18 @@ impl Server {
         if !known && !self.peers.contains(from) {
             return Err(WireError::BadAddress);
         }
+        let message = match target {
+            Some(_) => {
+                NdMessage::Advertisement { solicited: true, override_cached: false, target: own }
+            }
+            None => NdMessage::RouterAdvertisement {
+                lifetime: u16::try_from(self.config.lease.as_secs()).unwrap_or(u16::MAX),
+            },
+        };
         let answer = Nd {
             source: own,
             destination: nd.source,
-            message: NdMessage::Advertisement {
-                solicited: true,
-                override_cached: false,
-                target: own,
-            },
+            message,
             options: nd.nonce().map(|n| NdOption::Nonce(n.to_vec())).into_iter().collect(),
         };
         self.send(from, answer.emit()?);

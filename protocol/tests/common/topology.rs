@@ -542,6 +542,29 @@ impl Rig {
         self.follow(place.links[&place.used], inner, disposition)
     }
 
+    /// A user's packet from a node, of which the engine is told as a forwarder would.
+    pub fn talk(&mut self, node: u8, source: u16, destination: u16) {
+        let inner = Inner { source: host(source), destination: host(destination) };
+        let (now, table) = (self.now, &self.places[&node_at(node)].table);
+        let by_server = table.egress_path(inner, now).by_server;
+        let used = table.take_used();
+        let (IpAddr::V6(from), IpAddr::V6(to)) = (inner.source, inner.destination) else {
+            return;
+        };
+        let mut packet = vec![0x60, 0, 0, 0, 0, 8, 59, 64];
+        packet.extend(from.octets());
+        packet.extend(to.octets());
+        packet.extend([7; 8]);
+        self.with_node(node, |engine, now| {
+            if by_server {
+                engine.data_packet_by_server(inner, &packet, now);
+            }
+            for (own, peer) in used {
+                engine.path_used(own, peer, now);
+            }
+        });
+    }
+
     /// The way of a packet that arrives at `at` from the outer address `from`.
     pub fn way_from(
         &self,
