@@ -2,7 +2,8 @@
 //! and the Client of a host outside Kubernetes: roles of one program.
 //!
 //! [`agent`] serves the CNI plugin ([`cni`]), attaches pods ([`attach`]) and speaks for them on
-//! the AERO link; [`server`] leases prefixes and forwards; [`client`] speaks for its own host. All drive an engine of the protocol
+//! the AERO link; [`server`] leases prefixes and forwards; [`client`] speaks for its own host;
+//! [`relay`] forwards between Servers. All drive an engine of the protocol
 //! crate ([`driver`]) and forward packets by the data plane crate.
 
 #![forbid(unsafe_code)]
@@ -15,5 +16,6 @@ pub mod driver;
 pub mod duid;
 pub mod metrics;
 pub mod paths;
+pub mod relay;
 pub mod server;
 pub mod sysctl;

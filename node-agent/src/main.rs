@@ -2,14 +2,15 @@
 
 #![forbid(unsafe_code)]
 
-use aero_node_agent::{agent, client, server};
+use aero_node_agent::{agent, client, relay, server};
 use aero_telemetry::logs;
 use clap::{Parser, Subcommand};
 
 /// The AERO node agent. Runs as a DaemonSet (`agent`): attaches the pods of its node that an
 /// AeroClient selects, and carries their packets to wherever their correspondents run. Runs as
 /// the Servers of an AeroServer (`server`): leases prefixes and forwards between nodes. Runs on a
-/// host outside Kubernetes (`client`): keeps its prefix wherever it goes.
+/// host outside Kubernetes (`client`): keeps its prefix wherever it goes. Runs between Servers
+/// (`relay`): joins the link to other networks.
 #[derive(Debug, Parser)]
 #[command(version)]
 struct Args {
@@ -27,6 +28,8 @@ enum Role {
     Server(Box<server::ServerArgs>),
     /// Keep a prefix on this host, wherever its underlay address goes.
     Client(Box<client::ClientArgs>),
+    /// Forward between Servers, and between the link and this node's network.
+    Relay(Box<relay::RelayArgs>),
 }
 
 #[tokio::main]
@@ -37,5 +40,6 @@ async fn main() -> anyhow::Result<()> {
         Role::Agent(args) => agent::run(*args).await,
         Role::Server(args) => server::run(*args).await,
         Role::Client(args) => client::run(*args).await,
+        Role::Relay(args) => relay::run(*args).await,
     }
 }

@@ -422,3 +422,53 @@ fn a_client_keeps_leases_at_two_servers_and_loses_nothing_when_one_dies() {
     let solicits = |s: &&topology::Sent| s.name() == "Solicit" && s.to == infra_at(S2);
     assert_eq!(rig.since(since).iter().filter(solicits).count(), 0, "no new delegation");
 }
+
+/// Random hops of one Client among three Servers under loss, one of which may die: in the end it is
+/// reached where it is, by one way, and nothing is left behind anywhere.
+#[test]
+fn random_hops_under_random_loss_end_at_the_last_server_and_leave_nothing_behind() {
+    use rand::{Rng, SeedableRng};
+    for seed in 0..60 {
+        let mut rng = rand::rngs::StdRng::seed_from_u64(seed);
+        let mut rig = Rig::standard();
+        rig.add_server(13);
+        rig.mesh();
+        rig.map(1, 1, &[node_at(21).ip]);
+        let mut loss = rand::rngs::StdRng::seed_from_u64(seed ^ 0xfeed);
+        rig.lose = Box::new(move |_, _| loss.random_bool(0.15));
+        let mut at = S1;
+        for _ in 0..rng.random_range(1..12) {
+            let next =
+                *[S1, S2, 13].iter().filter(|n| **n != at).nth(rng.random_range(0..2)).unwrap();
+            rig.with_node(21, |node, now| {
+                node.add_server(infra_at(next), now);
+                node.leave_server(infra_at(at), now);
+            });
+            rig.run(Duration::from_millis(rng.random_range(1..9000)));
+            at = next;
+            // However it stands, no packet goes in a circle.
+            for server in [S1, S2, 13] {
+                let (hops, end) = rig.way_from(infra_at(10), infra_at(server), host(2), host(1));
+                assert_ne!(end, Err("loop".into()), "seed {seed}: {hops:?}");
+            }
+        }
+        rig.lose = Box::new(|_, _| false);
+        rig.run(SECOND * 130);
+        // A hop that could not be finished (the next one came first) ends at some Server.
+        let bound = rig.bound(21, 1);
+        assert!(!bound.is_empty(), "seed {seed}");
+        assert!(rig.reaches(22, 2, 1, node_at(21)), "seed {seed}: bound at {bound:?}");
+        assert!(rig.reaches(21, 1, 2, node_at(22)), "seed {seed}: bound at {bound:?}");
+        for server in [S1, S2, 13] {
+            let here = rig.server(server).neighbors().any(|n| n.prefix == acp(1));
+            assert_eq!(here, bound.contains(&infra_at(server)), "seed {seed}: Server {server}");
+        }
+        let announcing: Vec<_> = rig
+            .relay(10)
+            .routes()
+            .find(|(p, _)| *p == acp(1))
+            .map(|(_, list)| list.to_vec())
+            .unwrap_or_default();
+        assert_eq!(announcing.len(), bound.len(), "seed {seed}: {announcing:?}");
+    }
+}

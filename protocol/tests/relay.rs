@@ -292,3 +292,45 @@ fn when_a_relay_is_said_to_be_down_the_servers_use_the_other() {
     assert_eq!(rig.way(21, host(1), host(2)).0[1], infra_at(other));
     assert!(rig.reaches(21, 1, 2, node_at(22)) && rig.reaches(22, 2, 1, node_at(21)));
 }
+
+proptest::proptest! {
+    /// Whatever comes and goes in whatever order, a Relay's table says what its routes say: the
+    /// newest usable announcer, or the black hole.
+    #[test]
+    fn a_relays_table_follows_its_routes(steps in proptest::collection::vec((0u8..5, 0u8..3, 1u16..4), 1..60)) {
+        use aero_protocol::forwarding::{Disposition, Drop, Inner};
+        use std::collections::BTreeMap;
+        let mut rig = Rig::new();
+        rig.add_relay(R1);
+        // The model: per ACP the announcers, the newest last; per Server whether it is there and usable.
+        let mut paths: BTreeMap<u16, Vec<u8>> = BTreeMap::new();
+        let mut servers: BTreeMap<u8, bool> = BTreeMap::new();
+        for (what, server, n) in steps {
+            let server = server + 40;
+            rig.with_relay(R1, |r| match what {
+                0 => r.add_server(id(server), infra_at(server)),
+                1 => r.remove_server(id(server)),
+                2 => r.set_route(acp(n), id(server)).unwrap(),
+                3 => r.remove_route(acp(n), id(server)),
+                _ => r.set_usable(id(server), n % 2 == 0),
+            });
+            match what {
+                0 => { servers.entry(server).or_insert(true); }
+                1 => { servers.remove(&server); }
+                2 => {
+                    let list = paths.entry(n).or_default();
+                    list.retain(|s| *s != server);
+                    list.push(server);
+                }
+                3 => { paths.entry(n).or_default().retain(|s| *s != server); }
+                _ => { if let Some(u) = servers.get_mut(&server) { *u = n % 2 == 0; } }
+            }
+            for n in 1..4 {
+                let best = paths.get(&n).and_then(|l| l.iter().rev().find(|s| servers.get(*s) == Some(&true)));
+                let inner = Inner { source: "2001:db9::1".parse().unwrap(), destination: host(n) };
+                let want = best.map_or(Disposition::Drop(Drop::Unreachable), |s| Disposition::Tunnel(infra_at(*s)));
+                proptest::prop_assert_eq!(rig.places[&infra_at(R1)].table.egress(inner, rig.now), want);
+            }
+        }
+    }
+}

@@ -24,6 +24,7 @@ use axum::routing::get;
 use axum::{Json, Router};
 use clap::Args;
 use prometheus_client::registry::Registry;
+use rand::Rng;
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
 use uuid::Uuid;
@@ -46,6 +47,12 @@ pub struct ServerArgs {
     /// changes and at SIGHUP. See docs/outside-hosts.md.
     #[arg(long, env = "AERO_TABLE", value_name = "FILE")]
     table: Option<PathBuf>,
+    /// A Relay, by underlay address and port: what is for none of this Server's clients goes there.
+    #[arg(long = "relay", env = "AERO_RELAYS", value_delimiter = ',', value_name = "ADDRESS:PORT")]
+    relays: Vec<SocketAddr>,
+    /// Another Server of the link: hands clients over to this one, and takes them over.
+    #[arg(long = "peer", env = "AERO_PEERS", value_delimiter = ',', value_name = "ADDRESS:PORT")]
+    peers: Vec<SocketAddr>,
     /// UDP port on the underlay.
     #[arg(long, env = "AERO_PORT", default_value_t = 8060)]
     port: u16,
@@ -97,7 +104,16 @@ pub async fn run(args: ServerArgs) -> anyhow::Result<()> {
     });
     let table: Arc<dyn ForwardingTable> = forwarder.clone();
     let (driver, outgoing) = Driver::new(engine, Arc::clone(&table), report);
-    driver.with(|server, _| server.set_optimize(args.optimize));
+    driver.with(|server, _| {
+        server.set_optimize(args.optimize);
+        server.set_reconfigure_secret(rand::rng().random());
+        for relay in &args.relays {
+            server.add_relay(ServerId::from_underlay(relay.ip()), (*relay).into());
+        }
+        for peer in &args.peers {
+            server.add_server_peer(ServerId::from_underlay(peer.ip()), (*peer).into());
+        }
+    });
     let readiness = Readiness::default();
     let mappings_ready = readiness.register("mappings");
     // A file names the link and its clients in one.

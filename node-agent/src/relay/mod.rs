@@ -1,0 +1,105 @@
+//! The Relay role: forwards between Servers, joins the link to the node's own network layer. Its
+//! routes come from a file (`routes_file.rs`); a routing protocol may write that file, or feed the
+//! engine by the same calls.
+
+pub mod routes_file;
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use aero_dataplane::underlay::Underlay;
+use aero_dataplane::userspace::Forwarder;
+use aero_dataplane::{ForwardingTable, interface_mtu, tun};
+use aero_protocol::address::ServerId;
+use aero_protocol::relay::{Config, Event, Relay};
+use aero_telemetry::admin::{self, Readiness};
+use aero_telemetry::shutdown;
+use anyhow::Context as _;
+use axum::Router;
+use clap::Args;
+use prometheus_client::registry::Registry;
+use tokio::sync::mpsc;
+
+use crate::driver::Driver;
+use crate::{attach, metrics};
+
+/// Control packets that wait for the engine at most.
+const CONTROL_QUEUE: usize = 4096;
+
+/// Flags of `aero-node-agent relay`.
+#[derive(Debug, Args)]
+pub struct RelayArgs {
+    /// Servers and their routes, YAML or JSON: `servicePrefixes`, and `servers` with `address`
+    /// (and port) and `routes` (client prefixes) each. Read again when it changes.
+    #[arg(long, env = "AERO_ROUTES")]
+    routes: PathBuf,
+    /// UDP port on the underlay.
+    #[arg(long, env = "AERO_PORT", default_value_t = 8060)]
+    port: u16,
+    /// Underlay addresses of this node, separated by commas.
+    #[arg(long, env = "HOST_IPS", value_delimiter = ',', required = true)]
+    host_ips: Vec<IpAddr>,
+    /// Name of the interface to the node's network layer. The service prefixes are routed to it;
+    /// forwarding between it and other interfaces is the node's own affair (sysctl).
+    #[arg(long, default_value = "aero-relay")]
+    device: String,
+    /// Address of /healthz, /readyz and /metrics.
+    #[arg(long, env = "AERO_ADMIN", default_value = "[::]:9063")]
+    admin: SocketAddr,
+}
+
+/// Runs the Relay until SIGTERM.
+///
+/// # Errors
+/// If the file, the underlay or the device cannot be used.
+pub async fn run(args: RelayArgs) -> anyhow::Result<()> {
+    let token = shutdown::token()?;
+    let first = *args.host_ips.first().context("HOST_IPS is empty")?;
+    // A mistake in the file is told before anything is touched.
+    routes_file::read(&args.routes).await?;
+    let underlay = Arc::new(Underlay::bind(&args.host_ips, args.port)?);
+    let mtu = interface_mtu(attach::underlay_mtu(first).await?);
+    let device = tun::open(&args.device, mtu).with_context(|| {
+        format!("the TUN device {} (needs /dev/net/tun and CAP_NET_ADMIN)", args.device)
+    })?;
+    let (control_sender, control) = mpsc::channel(CONTROL_QUEUE);
+    let forwarder = Forwarder::new(Arc::clone(&underlay), Some(device), control_sender);
+    let id = ServerId::from_underlay(first);
+    let engine = Relay::new(Config { id, asps: Vec::new() });
+    let table: Arc<dyn ForwardingTable> = forwarder.clone();
+    let (driver, outgoing) = Driver::new(engine, Arc::clone(&table), report);
+    // What the engine wanted at its start.
+    driver.with(|_, _| ());
+    let readiness = Readiness::default();
+    let routes_ready = readiness.register("routes");
+    let mut registry = Registry::default();
+    metrics::register(&mut registry, table);
+    let stop = tokio_util::sync::CancellationToken::new();
+    let mut admin =
+        tokio::spawn(admin::serve(args.admin, readiness, registry, Router::new(), stop.clone()));
+    tracing::info!(id = %id.address(), "relaying at {:?}", args.host_ips);
+    let mut forwarding = tokio::spawn(forwarder.run());
+    let follow = routes_file::follow(&args.routes, Default::default(), &driver, async |asps| {
+        match attach::route_asps(&args.device, asps).await {
+            Ok(()) => routes_ready.ready(),
+            Err(e) => tracing::error!("routes to {}: {e}", args.device),
+        }
+    });
+    tokio::select! {
+        () = driver.run(&underlay, control, outgoing) => {}
+        () = follow => {}
+        ended = &mut forwarding => ended??,
+        ended = &mut admin => ended??,
+        () = token.cancelled() => {}
+    }
+    stop.cancel();
+    attach::remove_device(&args.device).await?;
+    Ok(())
+}
+
+fn report(event: Event) {
+    match event {
+        Event::Dropped { from, why } => tracing::debug!(%from, "control packet dropped: {why}"),
+    }
+}
