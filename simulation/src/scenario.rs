@@ -6,6 +6,7 @@ use rand::Rng;
 
 use crate::checks::{Check, Violation};
 use crate::clock::{SECOND, Time, seconds};
+use crate::member::Engine;
 use crate::network::Index;
 use crate::world::{Event, Messages, World};
 
@@ -174,7 +175,7 @@ fn measure(shape: &Shape, world: &mut World, clients: usize) -> Sample {
     world.run_until(began + 2 * QUIET);
     let sent_periodic = periodic(world) - before_periodic;
     let sent = control(world) - before - sent_periodic;
-    let entries = |index: Index| world.members[index].engine.as_ref().map_or(0, |e| e.entries());
+    let entries = |index: Index| world.members[index].engine.as_ref().map_or(0, Engine::entries);
     let nodes: Vec<usize> = (world.servers..world.members.len()).map(entries).collect();
     let servers: usize = (0..world.servers).map(entries).sum();
     Sample {

@@ -385,6 +385,7 @@ impl Node {
         let servers: Vec<_> = self.servers.keys().copied().collect();
         for server in servers {
             self.solicit(&id, server, now);
+            self.go_on_asking(server, now);
         }
     }
 

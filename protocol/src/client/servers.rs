@@ -212,7 +212,7 @@ impl Node {
         if let Some(id) = first {
             self.solicit(&id, server, now);
         }
-        self.timers.set(Timer::Probe(server), now + SOLICIT.maximum);
+        self.go_on_asking(server, now);
         let ids: Vec<Duid> = self.clients.keys().cloned().collect();
         for id in ids {
             self.reap(&id);
@@ -221,9 +221,9 @@ impl Node {
 
     /// Sees to it that some Client asks a Server that fell silent: the one that did may have left
     /// this node meanwhile.
-    fn go_on_asking(&mut self, server: LinkLayerAddress, now: Instant) {
+    pub(super) fn go_on_asking(&mut self, server: LinkLayerAddress, now: Instant) {
         let failed = self.servers.get(&server).is_some_and(|s| s.failed);
-        // Without any Client there is nothing to ask for; the next one asks anyway.
+        // Without any Client there is nothing to ask for; the next one asks at once.
         if !failed || self.clients.values().all(|c| c.detached) {
             return;
         }
