@@ -92,3 +92,32 @@ fn a_client_that_is_attached_anew_while_no_server_answers_is_served_to_its_old_l
     assert!(link.node(node_address(21)).events.contains(&muted));
     assert_eq!(server, server_address(11));
 }
+
+#[test]
+fn a_server_that_lost_its_memory_between_two_probes_is_found_out_by_all_clients_at_once() {
+    let mut link = Link::new();
+    let server = link.add_server(11);
+    let node = link.add_node(21, &[server]);
+    for n in 1..=4 {
+        link.map(n, 1, node);
+        link.attach(node, n, 1);
+        // Each renews at a time of its own.
+        link.run(SECOND * 3);
+    }
+    let at = link.now;
+    link.add_server(11);
+    for n in 1..=4 {
+        link.map(n, 1, node);
+    }
+    // The first Renew that is due finds out. Until then not even three probes have failed.
+    link.lose = Box::new(move |_, sent| sent.at > at && sent.name() == "icmpv6 135");
+    let renewed = |l: &Link| l.sent.iter().any(|s| s.at > at && s.name() == "Renew");
+    for _ in 0..200 {
+        if renewed(&link) {
+            break;
+        }
+        link.run(SECOND / 10);
+    }
+    link.run(SECOND / 10);
+    assert_eq!(link.server(server).engine.neighbors().count(), 4);
+}

@@ -10,11 +10,12 @@ use crate::member::Engine;
 use crate::network::Index;
 use crate::world::{Event, Messages, World};
 
-/// After the last fault all pods must reach each other within this. The longest ways there:
-/// a Server that came back is asked every 4.4 s at most (Solicit's longest interval and its
-/// spread), then asks all Clients anew; one that fell silent is left after 4 s; a node without
-/// its memory reads its pods again within 2 s, and is tried again within half a second.
-pub const RECOVERY: Time = 20 * SECOND;
+/// After the last fault all pods must reach each other within this. The longest ways there: a
+/// Server that came back without its memory and was silent for less than three probes is found
+/// out by the first Renew of the node, T1 = 20 s after the last; one that fell silent is left
+/// after 4 s and asked every 4.4 s at most (Solicit's longest interval and its spread); a node
+/// without its memory reads its pods again within 2 s, and is tried again within half a second.
+pub const RECOVERY: Time = 25 * SECOND;
 /// After the last Client is gone nothing may be left after this: the longest of the times that
 /// the link keeps things (AcceptTime, lease, 40 s), and Release's last retry.
 pub const FORGET: Time = 60 * SECOND;
@@ -217,6 +218,8 @@ fn recover(shape: &Shape, world: &mut World) -> Option<Time> {
             recovered = Some(world.now - end);
             break;
         }
+        let text = missing.clone().unwrap_or_default();
+        world.trace.note(world.now, "missing", &[], || text);
         let next = world.now + SECOND / 4;
         world.run_until(next);
         if world.checks.violation.is_some() {

@@ -21,6 +21,10 @@ use crate::wire::{WireError, ip, rkap};
 /// IAID of a Client's only IA_PD.
 pub(super) const IAID: u32 = 1;
 
+/// After a Server has lost a lease, all others there are renewed at once, but not again within
+/// this time.
+const DOUBT_TIME: Duration = Duration::from_secs(10);
+
 /// What the association is doing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Phase {
@@ -349,6 +353,7 @@ impl Node {
                     client.refusal = Some(text);
                     self.unbind(&id, from);
                     self.solicit(&id, from, now);
+                    self.doubt(from, now);
                 }
                 Err((_, text)) => self.refused(&id, from, text),
             },
@@ -361,6 +366,24 @@ impl Node {
             self.check_lease(&id, now);
         }
         Ok(())
+    }
+
+    /// A Server knows nothing of a lease that it gave: it may have lost all of them. What the
+    /// other Clients have there is renewed at once instead of at T1, at most once in a while.
+    fn doubt(&mut self, server: LinkLayerAddress, now: Instant) {
+        let Some(state) = self.servers.get_mut(&server) else { return };
+        if state.doubted.is_some_and(|t| now < t + DOUBT_TIME) {
+            return;
+        }
+        state.doubted = Some(now);
+        let bound = |c: &super::Client| {
+            c.associations.get(&server).is_some_and(|a| a.phase == Phase::Bound)
+        };
+        let ids: Vec<Duid> =
+            self.clients.iter().filter(|(_, c)| bound(c)).map(|(id, _)| id.clone()).collect();
+        for id in ids {
+            self.begin(&id, server, Phase::Renewing, now);
+        }
     }
 
     fn bound(

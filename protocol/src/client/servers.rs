@@ -39,6 +39,8 @@ pub(super) struct ServerState {
     pub(super) bound: BTreeSet<Duid>,
     /// Probes without an answer.
     pub(super) unanswered: u8,
+    /// When it last denied a lease that it had given.
+    pub(super) doubted: Option<Instant>,
     nonce: [u8; 6],
     /// Whether this node is turning away from it.
     pub(super) leaving: Leaving,
