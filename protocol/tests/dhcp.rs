@@ -26,6 +26,8 @@ fn server() -> Link {
 fn message(kind: Kind, n: u16) -> Message {
     let mut m = Message::new(kind, [7, 7, 7]);
     m.client = Some(duid(n));
+    // Room for a refusal: who is not served gets no more bytes than it sent.
+    m.aero = vec![AeroOption::Padding(100)];
     m.ia_pd.push(IaPd { id: 5, ..IaPd::default() });
     m
 }
@@ -95,7 +97,7 @@ fn whoever_asks_for_the_vendor_option_is_told_the_service_prefixes_and_its_own_a
     let mut solicit = message(Kind::Solicit, 1);
     solicit.rapid_commit = true;
     solicit.requested = vec![OPTION_VENDOR_OPTS];
-    solicit.aero = vec![AeroOption::LinkRequest { link_id: 3, preference: 3 }];
+    solicit.aero.push(AeroOption::LinkRequest { link_id: 3, preference: 3 });
     let reply = ask(&mut link, node_address(21), &solicit).unwrap();
     let asps = vec!["2001:db8::/32".parse().unwrap()];
     assert_eq!(reply.aero, [AeroOption::LinkReply { link_id: 3, address: node_address(21), asps }]);
@@ -255,4 +257,34 @@ fn messages_that_section_16_says_to_discard_get_no_answer() {
         aero_address(prefix(1)),
         "fe80::2001:db8:0:1".parse::<std::net::Ipv6Addr>().unwrap()
     );
+}
+
+#[test]
+fn who_is_refused_gets_no_more_bytes_than_it_sent_and_who_sent_too_few_gets_none() {
+    let mut link = server();
+    let at = server_address(11);
+    let mut texts = Vec::new();
+    for padding in 0..=200 {
+        let mut solicit = message(Kind::Solicit, 9);
+        solicit.requested = vec![OPTION_VENDOR_OPTS];
+        solicit.aero = vec![AeroOption::Padding(padding)];
+        let data = solicit.emit().unwrap();
+        let packet = ip::udp((BOOTSTRAP_ADDRESS, 546), (ALL_DHCP_SERVERS, 547), &data).unwrap();
+        let now = link.now;
+        link.server(at).engine.handle_packet(node_address(66), &packet, now);
+        while let Some(output) = link.server(at).engine.poll_output() {
+            let Output::Send { packet: answer, .. } = output else { continue };
+            assert!(answer.len() <= packet.len(), "{} for {}", answer.len(), packet.len());
+            let Payload::Udp { data, .. } = Packet::parse(&answer).unwrap().payload else {
+                panic!("not UDP");
+            };
+            let answer = Message::parse(data).unwrap();
+            let status = answer.ia_pd[0].status.as_ref().unwrap();
+            assert_eq!(status.code, StatusCode::NoPrefixAvail);
+            texts.push(status.text.clone());
+        }
+    }
+    assert!(texts.len() > 100, "{} answers", texts.len());
+    assert!(texts.len() < 200 && texts[0].len() < 10, "the shortest had no room");
+    assert_eq!(texts.last().map(String::as_str), Some("no prefix is mapped to this client"));
 }

@@ -21,6 +21,9 @@ use crate::wire::{WireError, ip, rkap};
 /// IAID of a Client's only IA_PD.
 pub(super) const IAID: u32 = 1;
 
+/// Bytes for a Server's reason to refuse, which names a prefix, a pod and its node.
+const ROOM_FOR_REFUSAL: u8 = 160;
+
 /// After a Server has lost a lease, all others there are renewed at once, but not again within
 /// this time.
 const DOUBT_TIME: Duration = Duration::from_secs(10);
@@ -257,6 +260,7 @@ impl Node {
         m.aero.push(self.links.request(a.link));
         m.aero.extend(self.links.removed());
         m.aero.extend(client.spec.claim.map(AeroOption::Claim));
+        m.aero.push(AeroOption::Padding(ROOM_FOR_REFUSAL));
         let data = m.emit().ok()?;
         let source = match client.prefixes.first() {
             Some(prefix) if a.lease.is_some() => aero_address(*prefix),

@@ -206,16 +206,51 @@ impl Server {
         reply
     }
 
+    /// Sends an answer. Who gets no prefix is not authenticated, so it gets no more bytes than it
+    /// sent, or anybody could point this Server at a forged source: first the link's options go,
+    /// then as much of the text as is too long, and what is still too long is not sent.
     pub(super) fn send_reply(&mut self, request: &Request, reply: &Message) {
-        let to = if request.source.is_unspecified() { BOOTSTRAP_ADDRESS } else { request.source };
-        let source: Ipv6Addr = self.config.id.address();
-        let packet = reply
-            .emit()
-            .and_then(|data| ip::udp((source, ip::DHCP_SERVER_PORT), (to, request.port), &data));
+        let grants = reply.ia_pd.iter().any(|ia| !ia.prefixes.is_empty());
+        let mut packet = self.reply_packet(request, reply);
+        if !grants && packet.as_ref().is_ok_and(|p| p.len() > request.length) {
+            let mut short = reply.clone();
+            short.aero.clear();
+            packet = self.reply_packet(request, &short);
+            if let Ok(p) = &packet
+                && p.len() > request.length
+            {
+                shorten(&mut short, p.len() - request.length);
+                packet = self.reply_packet(request, &short);
+            }
+            packet = packet.and_then(|p| {
+                (p.len() <= request.length).then_some(p).ok_or(WireError::WouldAmplify)
+            });
+        }
         match packet {
             Ok(packet) => self.send(request.from, packet),
             Err(why) => self.event(Event::Dropped { from: request.from, why }),
         }
+    }
+
+    fn reply_packet(&self, request: &Request, reply: &Message) -> Result<Vec<u8>, WireError> {
+        let to = if request.source.is_unspecified() { BOOTSTRAP_ADDRESS } else { request.source };
+        let source: Ipv6Addr = self.config.id.address();
+        let data = reply.emit()?;
+        ip::udp((source, ip::DHCP_SERVER_PORT), (to, request.port), &data)
+    }
+}
+
+/// Cuts the texts of all statuses by `excess` bytes together, as far as there is text.
+fn shorten(message: &mut Message, mut excess: usize) {
+    let inner = message.ia_pd.iter_mut().filter_map(|ia| ia.status.as_mut());
+    let addresses = message.ia_na.iter_mut().filter_map(|ia| ia.status.as_mut());
+    for status in message.status.iter_mut().chain(inner).chain(addresses) {
+        let mut keep = status.text.len().saturating_sub(excess);
+        while !status.text.is_char_boundary(keep) {
+            keep -= 1;
+        }
+        excess = excess.saturating_sub(status.text.len() - keep);
+        status.text.truncate(keep);
     }
 }
 

@@ -171,6 +171,8 @@ struct Request {
     from: LinkLayerAddress,
     source: Ipv6Addr,
     port: u16,
+    /// Length of the whole inner packet.
+    length: usize,
     message: dhcpv6::Message,
 }
 
@@ -339,7 +341,9 @@ impl Server {
                     return Err(WireError::BadAddress);
                 }
                 let message = dhcpv6::Message::parse(data)?;
-                let request = Request { from, source: packet.source, port: source, message };
+                let length = bytes.len();
+                let request =
+                    Request { from, source: packet.source, port: source, length, message };
                 self.validate(&request)?;
                 if self.peers.contains(from) {
                     return self.release_from_peer(&request, now);

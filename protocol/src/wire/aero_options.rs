@@ -2,7 +2,7 @@
 //!
 //! Framing and codes 0 to 2 are those of draft -61 (the address option of [48] is illegal from
 //! clients by RFC 6939, and [52]'s form has no sub-option header as RFC 8415 section 21.17
-//! demands). Code 65281 is ours.
+//! demands). Codes 65281 and 65282 are ours.
 
 use std::net::{IpAddr, Ipv6Addr};
 
@@ -19,6 +19,7 @@ const REQUEST: u16 = 0;
 const REPLY: u16 = 1;
 const REMOVE: u16 = 2;
 const CLAIM: u16 = 0xff01;
+const PADDING: u16 = 0xff02;
 
 /// Which holder a Client claims to speak for, so that a Server can tell a claim that is newer
 /// than its copy of the table from one that is outdated.
@@ -54,6 +55,9 @@ pub enum AeroOption {
     LinkRemove(Vec<u8>),
     /// Our claim.
     Claim(Claim),
+    /// Ours: so many bytes of nothing. A Server answers whom it does not serve with no more bytes
+    /// than it was sent, so a Client that wants to read why it was refused leaves room for it.
+    Padding(u8),
 }
 
 /// Reads the content of a vendor option behind its enterprise number. Unknown sub-options are
@@ -89,6 +93,7 @@ pub(super) fn parse(content: &[u8]) -> Result<Vec<AeroOption>, WireError> {
                 let holder = Uuid::from_bytes(body.array()?);
                 options.push(AeroOption::Claim(Claim { epoch, holder }));
             }
+            PADDING => options.push(AeroOption::Padding(u8::try_from(length).unwrap_or(u8::MAX))),
             _ => {}
         }
     }
@@ -135,6 +140,7 @@ pub(super) fn emit(options: &[AeroOption]) -> Vec<u8> {
                 body.extend(claim.holder.as_bytes());
                 (CLAIM, body)
             }
+            AeroOption::Padding(length) => (PADDING, vec![0; usize::from(*length)]),
         };
         out.extend(code.to_be_bytes());
         // Bodies are short: at most 20 bytes and 8 per service prefix of the link.

@@ -40,6 +40,9 @@ pub enum WireError {
     /// Options nested deeper than any standard asks for.
     #[error("options nested too deep")]
     TooDeep,
+    /// The answer would be longer than the message of a sender that proved nothing.
+    #[error("the answer would be longer than the question")]
+    WouldAmplify,
     /// Not a message that an AERO node handles.
     #[error("not an AERO control message")]
     Unsupported,
