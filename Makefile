@@ -1,7 +1,7 @@
 # Names for commands; what they do is in the programs.
 E2E = target/debug/e2e
 
-.PHONY: help demo demo-down test unit lint images programs crds clean-lab protocol-table
+.PHONY: help demo demo-down test unit lint images programs crds clean-lab protocol-table simulate fuzz
 
 help: ## say what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -32,6 +32,19 @@ images: ## container images, as OCI archives in target/images
 programs: ## build the lab's Kubernetes (about ten minutes once, then cached)
 	@cargo build -q --locked -p aero-e2e
 	@$(E2E) programs
+
+NODES ?= 8
+SERVERS ?= 3
+CLIENTS ?= 20
+SEEDS ?= 2000
+simulate: ## simulate links with faults: NODES= SERVERS= CLIENTS= SEEDS= (OPTIONS= for aero-simulate)
+	@cargo build -q --locked -p aero-simulation
+	@target/debug/aero-simulate --nodes $(NODES) --servers $(SERVERS) --clients $(CLIENTS) --seeds $(SEEDS) $(OPTIONS)
+
+SECONDS ?= 20
+fuzz: ## attack parsers and engines for SECONDS=
+	@cargo build -q --locked -p aero-fuzz
+	@target/debug/aero-fuzz --seconds $(SECONDS)
 
 protocol-table: ## run the tests and say which elements of the protocol they show
 	@e2e/protocol-table.sh

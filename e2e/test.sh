@@ -18,6 +18,10 @@ sh e2e/setup.sh || exit 1
 step cargo fmt --all --check
 step cargo clippy --workspace --all-targets --locked -- -D warnings
 step cargo test --workspace --locked --exclude aero-e2e
+step make simulate NODES=200 SERVERS=4 CLIENTS=4000 SEEDS=1 \
+    OPTIONS='--out target/results/simulation-scale.json --plot target/results/simulation-scale.svg'
+step make simulate SEEDS=3000 OPTIONS='--budget 75'
+step make fuzz SECONDS=20
 step cargo build --locked -p aero-e2e
 step cargo test --locked -p aero-e2e --lib --bins
 step ./target/debug/e2e programs

@@ -1,0 +1,156 @@
+//! The packets that mutation starts from: the files in `corpus/`, one packet each in hex.
+
+use std::path::{Path, PathBuf};
+
+use aero_protocol::address::{
+    ALL_DHCP_SERVERS, BOOTSTRAP_ADDRESS, Duid, Epoch, LinkLayerAddress, aero_address,
+};
+use aero_protocol::wire::aero_options::{AeroOption, Claim};
+use aero_protocol::wire::dhcpv6::{
+    IaNa, IaPd, Kind, Message, OPTION_SOL_MAX_RT, OPTION_VENDOR_OPTS, Prefix, Status, StatusCode,
+};
+use aero_protocol::wire::ip;
+use aero_protocol::wire::nd::{LinkLayerOption, Nd, NdMessage, NdOption};
+use anyhow::{Context, Result};
+use ipnet::IpNet;
+use uuid::Uuid;
+
+/// Where the corpus lies.
+pub fn folder() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("corpus")
+}
+
+/// Reads the corpus.
+///
+/// # Errors
+/// If a file is not hex.
+pub fn read(folder: &Path) -> Result<Vec<Vec<u8>>> {
+    let mut files: Vec<PathBuf> = std::fs::read_dir(folder)
+        .with_context(|| folder.display().to_string())?
+        .filter_map(|e| e.ok().map(|e| e.path()))
+        .filter(|p| p.extension().is_some_and(|e| e == "hex"))
+        .collect();
+    files.sort();
+    let mut all = Vec::new();
+    for path in files {
+        let text = std::fs::read_to_string(&path)?;
+        let digits: Vec<u8> = text.bytes().filter(u8::is_ascii_hexdigit).collect();
+        let bytes: Result<Vec<u8>, _> = digits
+            .chunks(2)
+            .map(|pair| u8::from_str_radix(&String::from_utf8_lossy(pair), 16))
+            .collect();
+        all.push(bytes.with_context(|| path.display().to_string())?);
+    }
+    Ok(all)
+}
+
+/// The prefix of a client of the fuzzed link.
+pub fn prefix(client: u16) -> IpNet {
+    format!("2001:db8:0:{client:x}::/64").parse().unwrap()
+}
+
+/// The DUID of a client of the fuzzed link.
+pub fn duid(client: u16) -> Duid {
+    Duid::from_uuid(Uuid::from_u128(u128::from(client)))
+}
+
+/// The pod of a client.
+pub fn holder(client: u16) -> Uuid {
+    Uuid::from_u128((u128::from(client) << 64) | 1)
+}
+
+/// The DUID of the Server of the fuzzed link.
+pub fn server_duid() -> Duid {
+    Duid::from_uuid(Uuid::from_u128(11 << 100))
+}
+
+/// A good message of every kind, to begin a corpus with: names and packets.
+pub fn seeds() -> Vec<(String, Vec<u8>)> {
+    let mut all = Vec::new();
+    for kind in [
+        Kind::Solicit,
+        Kind::Advertise,
+        Kind::Request,
+        Kind::Confirm,
+        Kind::Renew,
+        Kind::Rebind,
+        Kind::Reply,
+        Kind::Release,
+        Kind::Decline,
+        Kind::InformationRequest,
+    ] {
+        all.push((format!("dhcpv6-{kind:?}").to_lowercase(), dhcp(kind, 1)));
+    }
+    let address = LinkLayerAddress::new("192.0.2.21".parse().unwrap(), 8061);
+    let link = |address| LinkLayerOption { link_id: 0, preference: 255, address };
+    let client = aero_address(prefix(1));
+    let server = "fe80::192.0.2.11".parse().unwrap();
+    let nd = |source, destination, message, options| {
+        Nd { source, destination, message, options }.emit().unwrap()
+    };
+    let nonce = NdOption::Nonce(vec![1, 2, 3, 4, 5, 6]);
+    all.push((
+        "nd-solicitation".into(),
+        nd(client, server, NdMessage::Solicitation { target: server }, vec![nonce.clone()]),
+    ));
+    let advertisement = |solicited, target| NdMessage::Advertisement {
+        solicited,
+        override_cached: !solicited,
+        target,
+    };
+    all.push((
+        "nd-advertisement".into(),
+        nd(server, client, advertisement(true, server), vec![nonce]),
+    ));
+    all.push((
+        "nd-departure".into(),
+        nd(
+            server,
+            client,
+            advertisement(false, client),
+            vec![NdOption::Epoch(Epoch(2)), NdOption::TargetLinkLayer(link(Some(address)))],
+        ),
+    ));
+    all.push((
+        "nd-link-layer-empty".into(),
+        nd(
+            client,
+            server,
+            advertisement(false, client),
+            vec![NdOption::TargetLinkLayer(link(None)), NdOption::SourceLinkLayer(link(None))],
+        ),
+    ));
+    all.push(("data-ipv4".into(), vec![0x45; 28]));
+    all.push(("shim".into(), vec![0x00, 41, 0, 0, 0, 0, 0, 1, 0x60, 0, 0, 0]));
+    all
+}
+
+/// A DHCPv6 packet with most of what it can hold.
+pub fn dhcp(kind: Kind, client: u16) -> Vec<u8> {
+    let mut m = Message::new(kind, [1, 2, 3]);
+    m.client = Some(duid(client));
+    if !matches!(kind, Kind::Solicit | Kind::Rebind | Kind::Confirm | Kind::InformationRequest) {
+        m.server = Some(server_duid());
+    }
+    m.rapid_commit = matches!(kind, Kind::Solicit | Kind::Reply);
+    m.elapsed = Some(0);
+    m.requested = vec![OPTION_VENDOR_OPTS, OPTION_SOL_MAX_RT];
+    if kind != Kind::InformationRequest {
+        let prefixes = vec![Prefix { prefix: prefix(client), preferred: 40, valid: 40 }];
+        m.ia_pd.push(IaPd { id: 1, t1: 20, t2: 32, prefixes, status: None });
+    }
+    if matches!(kind, Kind::Decline | Kind::Reply) {
+        let status = Some(Status::new(StatusCode::NoAddrsAvail, "none"));
+        m.ia_na.push(IaNa { id: 2, has_addresses: false, status });
+    }
+    m.aero.push(AeroOption::LinkRequest { link_id: 0, preference: 3 });
+    m.aero.push(AeroOption::Claim(Claim { epoch: Epoch(1), holder: holder(client) }));
+    let from_server = matches!(kind, Kind::Advertise | Kind::Reply);
+    let data = m.emit().unwrap();
+    if from_server {
+        let server = "fe80::192.0.2.11".parse().unwrap();
+        ip::udp((server, 547), (aero_address(prefix(client)), 546), &data).unwrap()
+    } else {
+        ip::udp((BOOTSTRAP_ADDRESS, 546), (ALL_DHCP_SERVERS, 547), &data).unwrap()
+    }
+}

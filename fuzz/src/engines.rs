@@ -1,0 +1,251 @@
+//! The engines as state machines: random histories of packets and local events.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::time::{Duration, Instant};
+
+use aero_protocol::Output;
+use aero_protocol::address::{Epoch, LinkLayerAddress, ServerId};
+use aero_protocol::client::{self, ClientSpec, Node};
+use aero_protocol::forwarding::{Inner, Table};
+use aero_protocol::server::{self, Authentication, Holder, Mapping, Server};
+use aero_protocol::wire::aero_options::Claim;
+use aero_protocol::wire::dhcpv6::Kind;
+use rand::Rng;
+use rand::rngs::StdRng;
+
+use crate::corpus::{self, duid, holder, prefix};
+use crate::mutate;
+
+const CLIENTS: u16 = 6;
+const STEPS: usize = 120;
+
+fn ip(last: u8) -> IpAddr {
+    IpAddr::from([192, 0, 2, last])
+}
+
+/// An outer source: mostly one of a few, so that histories have a thread.
+fn peer(rng: &mut StdRng, known: &[u8]) -> LinkLayerAddress {
+    let last = if rng.random_bool(0.8) {
+        known[rng.random_range(0..known.len())]
+    } else {
+        rng.random_range(200..=255)
+    };
+    let port = if rng.random_bool(0.9) { 8061 } else { rng.random_range(1..=u16::MAX) };
+    LinkLayerAddress::new(ip(last), port)
+}
+
+fn wait(now: &mut Instant, rng: &mut StdRng) {
+    let longest = [1, 100, 1_000, 20_000, 100_000][rng.random_range(0..5)];
+    *now += Duration::from_millis(rng.random_range(0..longest));
+}
+
+/// Bytes that went to and came from peers that no table and no lease knows.
+#[derive(Default)]
+struct Balance(BTreeMap<LinkLayerAddress, (usize, usize)>);
+
+impl Balance {
+    fn received(&mut self, from: LinkLayerAddress, bytes: usize) {
+        self.0.entry(from).or_default().0 += bytes;
+    }
+
+    fn sent(&mut self, to: LinkLayerAddress, bytes: usize) {
+        let (received, sent) = self.0.entry(to).or_default();
+        *sent += bytes;
+        assert!(sent <= received, "{to} got {sent} bytes for {received}");
+    }
+}
+
+/// One history of a Server.
+///
+/// # Panics
+/// If something does not hold.
+pub fn server(corpus: &[Vec<u8>], rng: &mut StdRng) {
+    let mut now = Instant::now();
+    let own = LinkLayerAddress::new(ip(11), 8060);
+    let mut engine = Server::new(server::Config {
+        id: ServerId::from_underlay(own.ip),
+        duid: corpus::server_duid(),
+        asps: vec!["2001:db8::/32".parse().unwrap()],
+        lease: Duration::from_secs(40),
+        authentication: Authentication::NodeAddress,
+    });
+    let mut table = Table::default();
+    let mut strangers = Balance::default();
+    for _ in 0..STEPS {
+        let client = rng.random_range(1..=CLIENTS);
+        match rng.random_range(0..12) {
+            0 => engine.set_mapping(mapping(client, rng), now),
+            1 => engine.remove_mapping(prefix(client)),
+            2 => wait(&mut now, rng),
+            3 => engine.retain_mappings(&[prefix(client), prefix(1)]),
+            n => {
+                let from = peer(rng, &[21, 22]);
+                let bytes = if n < 8 { good(client, rng) } else { mutate::packet(corpus, rng) };
+                if from.ip != ip(21) && from.ip != ip(22) {
+                    strangers.received(from, bytes.len());
+                }
+                engine.handle_packet(from, &bytes, now);
+                let _ = Inner::of(&bytes).map(|i| table.ingress(from, i, now));
+            }
+        }
+        due(&mut now, |t| {
+            engine.handle_timeout(t);
+            engine.poll_timeout()
+        });
+        while let Some(output) = engine.poll_output() {
+            match output {
+                Output::Send { to, packet } => {
+                    if to.ip != ip(21) && to.ip != ip(22) {
+                        strangers.sent(to, packet.len());
+                    }
+                }
+                Output::Forward(change) => table.apply(&change),
+                Output::Event(_) => {}
+            }
+        }
+        let s = engine.sizes();
+        assert!(s.mappings <= usize::from(CLIENTS) && s.neighbors <= s.mappings, "{s:?}");
+        assert!(s.departures <= usize::from(CLIENTS) && s.parked <= STEPS, "{s:?}");
+        assert!(s.timers <= s.neighbors + s.departures + s.parked, "{s:?}");
+        let t = table.sizes();
+        assert!(t.routes <= s.mappings && t.sources <= s.mappings, "{t:?}");
+        assert!(t.handovers <= usize::from(CLIENTS) * 2, "{t:?}");
+    }
+}
+
+fn mapping(client: u16, rng: &mut StdRng) -> Mapping {
+    Mapping {
+        prefix: prefix(client),
+        client: duid(client),
+        epoch: Epoch(rng.random_range(1..4)),
+        holder: rng.random_bool(0.9).then(|| Holder {
+            id: holder(client),
+            name: "pod".into(),
+            underlay: vec![ip(if rng.random() { 21 } else { 22 })],
+        }),
+    }
+}
+
+/// A message as a Client would send it.
+fn good(client: u16, rng: &mut StdRng) -> Vec<u8> {
+    let kinds =
+        [Kind::Solicit, Kind::Solicit, Kind::Request, Kind::Renew, Kind::Rebind, Kind::Release];
+    corpus::dhcp(kinds[rng.random_range(0..kinds.len())], client)
+}
+
+/// One history of a node.
+///
+/// # Panics
+/// If something does not hold.
+pub fn node(corpus: &[Vec<u8>], rng: &mut StdRng) {
+    let mut now = Instant::now();
+    let mut engine = Node::new(client::Config {
+        asps: vec!["2001:db8::/32".parse().unwrap()],
+        link_id: 0,
+        node: "n1".into(),
+        seed: rng.random(),
+    });
+    let mut table = Table::default();
+    let servers = [11, 12, 13].map(|n| LinkLayerAddress::new(ip(n), 8060));
+    // The real Servers' answers to what the node asks, so that it gets beyond the first message.
+    let mut asked: Vec<(LinkLayerAddress, Vec<u8>)> = Vec::new();
+    for _ in 0..STEPS {
+        let client = rng.random_range(1..=CLIENTS);
+        let server = servers[rng.random_range(0..servers.len())];
+        match rng.random_range(0..14) {
+            0 | 1 => {
+                let claim = Claim { epoch: Epoch(rng.random_range(1..4)), holder: holder(client) };
+                let spec = ClientSpec {
+                    client: duid(client),
+                    claim: rng.random_bool(0.9).then_some(claim),
+                    prefixes: vec![prefix(client)],
+                };
+                engine.attach(spec, now);
+            }
+            2 => engine.detach(&duid(client), now),
+            3 | 4 => engine.add_server(server, now),
+            5 if rng.random_bool(0.3) => engine.remove_server(server, now),
+            6 if rng.random_bool(0.3) => engine.underlay_changed(now),
+            7 => wait(&mut now, rng),
+            8..=11 if !asked.is_empty() => {
+                let (to, question) = asked.swap_remove(rng.random_range(0..asked.len()));
+                if let Some(mut answer) = answer(&question) {
+                    if rng.random_bool(0.2) {
+                        let at = rng.random_range(48..answer.len());
+                        answer[at] ^= 1 << rng.random_range(0..8);
+                        mutate::make_right(&mut answer);
+                    }
+                    engine.handle_packet(to, &answer, now);
+                }
+            }
+            _ => {
+                let from = if rng.random() { server } else { peer(rng, &[21, 22]) };
+                let bytes = mutate::packet(corpus, rng);
+                engine.handle_packet(from, &bytes, now);
+                let _ = Inner::of(&bytes).map(|i| table.ingress(from, i, now));
+            }
+        }
+        due(&mut now, |t| {
+            engine.handle_timeout(t);
+            engine.poll_timeout()
+        });
+        while let Some(output) = engine.poll_output() {
+            match output {
+                Output::Send { to, packet } => {
+                    assert!(servers.contains(&to), "{to} is no Server of this node");
+                    asked.push((to, packet));
+                }
+                Output::Forward(change) => table.apply(&change),
+                Output::Event(_) => {}
+            }
+        }
+        asked.truncate(200);
+        let s = engine.sizes();
+        assert!(s.clients <= usize::from(CLIENTS) && s.servers <= servers.len(), "{s:?}");
+        assert!(s.associations <= s.clients * servers.len(), "{s:?}");
+        assert!(s.timers <= s.associations + s.servers + s.clients + s.departed, "{s:?}");
+    }
+}
+
+/// What a Server that grants everything would answer.
+fn answer(question: &[u8]) -> Option<Vec<u8>> {
+    use aero_protocol::wire::dhcpv6::Message;
+    use aero_protocol::wire::ip::{self, Packet, Payload};
+    use aero_protocol::wire::nd::{Nd, NdMessage, NdOption};
+    let packet = Packet::parse(question).ok()?;
+    let server = "fe80::192.0.2.11".parse().ok()?;
+    match packet.payload {
+        Payload::Udp { data, .. } => {
+            let mut m = Message::parse(data).ok()?;
+            m.kind = Kind::Reply;
+            m.server = Some(corpus::server_duid());
+            for ia in &mut m.ia_pd {
+                (ia.t1, ia.t2) = (20, 32);
+                for p in &mut ia.prefixes {
+                    (p.preferred, p.valid) = (40, 40);
+                }
+            }
+            ip::udp((server, 547), (packet.source, 546), &m.emit().ok()?).ok()
+        }
+        Payload::Icmpv6 { .. } => {
+            let nd = Nd::parse(&packet).ok()?;
+            let NdMessage::Solicitation { target } = nd.message else { return None };
+            let message =
+                NdMessage::Advertisement { solicited: true, override_cached: false, target };
+            let options = nd.nonce().map(|n| NdOption::Nonce(n.to_vec())).into_iter().collect();
+            let answer = Nd { source: target, destination: nd.source, message, options };
+            answer.emit().ok()
+        }
+    }
+}
+
+/// Lets timers fall due; an engine whose timers never end is stuck.
+fn due(now: &mut Instant, mut turn: impl FnMut(Instant) -> Option<Instant>) {
+    for _ in 0..3 {
+        if turn(*now).is_none_or(|t| t > *now) {
+            return;
+        }
+    }
+    panic!("the engine wants to be woken at once again and again");
+}
