@@ -129,7 +129,7 @@ fn nodes() -> [LinkLayerAddress; 3] {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(400))]
+    #![proptest_config(ProptestConfig::with_cases(150))]
 
     #[test]
     fn a_server_holds_the_leases_of_its_table_and_no_others(
