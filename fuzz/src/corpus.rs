@@ -120,8 +120,40 @@ pub fn seeds() -> Vec<(String, Vec<u8>)> {
             vec![NdOption::TargetLinkLayer(link(None)), NdOption::SourceLinkLayer(link(None))],
         ),
     ));
+    for (name, predirect) in [("nd-predirect", true), ("nd-redirect", false)] {
+        let other = aero_address(prefix(2));
+        let (source, destination) = if predirect { (client, other) } else { (other, client) };
+        let message = NdMessage::Redirect {
+            predirect,
+            target: source,
+            destination: "2001:db8:0:1::1".parse().unwrap(),
+            prefix_length: 64,
+        };
+        let options = vec![
+            NdOption::TargetLinkLayer(link(predirect.then_some(address))),
+            NdOption::Timestamp(std::time::Duration::from_secs(0x5472_7500)),
+            NdOption::Nonce(vec![1, 2, 3, 4, 5, 6]),
+            NdOption::RedirectedHeader(vec![0x60; 40]),
+        ];
+        all.push((name.into(), nd(source, destination, message, options)));
+    }
+    let anycast = aero_protocol::address::SERVER_ANYCAST;
+    all.push((
+        "nd-router-solicitation".into(),
+        nd(client, anycast, NdMessage::RouterSolicitation, vec![]),
+    ));
+    all.push((
+        "nd-router-advertisement".into(),
+        nd(
+            server,
+            client,
+            NdMessage::RouterAdvertisement { lifetime: 0 },
+            vec![NdOption::SourceLinkLayer(link(Some(address)))],
+        ),
+    ));
     all.push(("data-ipv4".into(), vec![0x45; 28]));
-    all.push(("shim".into(), vec![0x00, 41, 0, 0, 0, 0, 0, 1, 0x60, 0, 0, 0]));
+    all.push(("shim".into(), vec![0x02, 41, 0, 1, 0, 0, 0, 1, 0x60, 0, 0, 0]));
+    all.push(("first-edition".into(), vec![0x00, 0x00, 0, 64, 0, 0, 0, 1]));
     all
 }
 

@@ -8,6 +8,7 @@ use aero_protocol::Output;
 use aero_protocol::address::{Epoch, LinkLayerAddress, ServerId};
 use aero_protocol::client::{self, ClientSpec, Node};
 use aero_protocol::forwarding::{Inner, Table};
+use aero_protocol::relay::{self, Relay};
 use aero_protocol::server::{self, Authentication, Holder, Mapping, Server};
 use aero_protocol::wire::aero_options::Claim;
 use aero_protocol::wire::dhcpv6::Kind;
@@ -95,7 +96,7 @@ pub fn server(corpus: &[Vec<u8>], rng: &mut StdRng) {
         });
         while let Some(output) = engine.poll_output() {
             match output {
-                Output::Send { to, packet } => {
+                Output::Send { to, packet } | Output::SendOn { to, packet, .. } => {
                     if to.ip != ip(21) && to.ip != ip(22) {
                         strangers.sent(to, packet.len());
                     }
@@ -107,9 +108,13 @@ pub fn server(corpus: &[Vec<u8>], rng: &mut StdRng) {
         let s = engine.sizes();
         assert!(s.mappings <= usize::from(CLIENTS) && s.neighbors <= s.mappings, "{s:?}");
         assert!(s.departures <= usize::from(CLIENTS) && s.parked <= STEPS, "{s:?}");
-        assert!(s.timers <= s.neighbors + s.departures + s.parked, "{s:?}");
+        assert!(s.timers <= 2 * (s.neighbors + s.departures + s.parked + s.former) + 8, "{s:?}");
+        assert!(s.former <= usize::from(CLIENTS) && s.limited <= usize::from(CLIENTS), "{s:?}");
         let t = table.sizes();
-        assert!(t.routes <= s.mappings && t.sources <= s.mappings, "{t:?}");
+        assert!(
+            t.routes <= 2 * usize::from(CLIENTS) && t.sources <= 2 * usize::from(CLIENTS),
+            "{t:?}"
+        );
         assert!(t.handovers <= usize::from(CLIENTS) * 2, "{t:?}");
     }
 }
@@ -145,15 +150,18 @@ pub fn node(corpus: &[Vec<u8>], rng: &mut StdRng) {
         link_id: 0,
         node: "n1".into(),
         seed: rng.random(),
+        optimize: rng.random_bool(0.8),
     });
     let mut table = Table::default();
     let servers = [11, 12, 13].map(|n| LinkLayerAddress::new(ip(n), 8060));
     // The real Servers' answers to what the node asks, so that it gets beyond the first message.
     let mut asked: Vec<(LinkLayerAddress, Vec<u8>)> = Vec::new();
+    // A Server may say anything about anybody.
+    let mut introduced = false;
     for _ in 0..STEPS {
         let client = rng.random_range(1..=CLIENTS);
         let server = servers[rng.random_range(0..servers.len())];
-        match rng.random_range(0..14) {
+        match rng.random_range(0..16) {
             0 | 1 => {
                 let claim = Claim { epoch: Epoch(rng.random_range(1..4)), holder: holder(client) };
                 let spec = ClientSpec {
@@ -168,6 +176,15 @@ pub fn node(corpus: &[Vec<u8>], rng: &mut StdRng) {
             5 if rng.random_bool(0.3) => engine.remove_server(server, now),
             6 if rng.random_bool(0.3) => engine.underlay_changed(now),
             7 => wait(&mut now, rng),
+            12 if rng.random() => {
+                let other = rng.random_range(1..=CLIENTS);
+                let inner = Inner { source: host(client), destination: host(other) };
+                if rng.random() {
+                    engine.data_packet_by_server(inner, &[0x60; 40], now);
+                } else {
+                    engine.path_used(prefix(client), prefix(other), now);
+                }
+            }
             8..=11 if !asked.is_empty() => {
                 let (to, question) = asked.swap_remove(rng.random_range(0..asked.len()));
                 if let Some(mut answer) = answer(&question) {
@@ -182,6 +199,7 @@ pub fn node(corpus: &[Vec<u8>], rng: &mut StdRng) {
             _ => {
                 let from = if rng.random() { server } else { peer(rng, &[21, 22]) };
                 let bytes = mutate::packet(corpus, rng);
+                introduced |= servers.contains(&from);
                 engine.handle_packet(from, &bytes, now);
                 let _ = Inner::of(&bytes).map(|i| table.ingress(from, i, now));
             }
@@ -192,9 +210,16 @@ pub fn node(corpus: &[Vec<u8>], rng: &mut StdRng) {
         });
         while let Some(output) = engine.poll_output() {
             match output {
-                Output::Send { to, packet } => {
-                    assert!(servers.contains(&to), "{to} is no Server of this node");
-                    asked.push((to, packet));
+                Output::Send { to, packet } | Output::SendOn { to, packet, .. } => {
+                    // Correspondents get what Servers have introduced them for; a stranger that
+                    // nobody introduced gets nothing.
+                    if servers.contains(&to) {
+                        asked.push((to, packet));
+                    } else if let IpAddr::V4(a) = to.ip
+                        && a.octets()[3] >= 200
+                    {
+                        assert!(introduced, "{to} is a stranger to this node");
+                    }
                 }
                 Output::Forward(change) => table.apply(&change),
                 Output::Event(_) => {}
@@ -204,7 +229,68 @@ pub fn node(corpus: &[Vec<u8>], rng: &mut StdRng) {
         let s = engine.sizes();
         assert!(s.clients <= usize::from(CLIENTS) && s.servers <= servers.len(), "{s:?}");
         assert!(s.associations <= s.clients * servers.len(), "{s:?}");
-        assert!(s.timers <= s.associations + s.servers + s.clients + s.departed, "{s:?}");
+        let paths = s.neighbors + s.attempts + s.announcements;
+        let all = s.associations + s.servers + s.clients + s.departed + paths;
+        assert!(s.timers <= 2 * all + 8 && paths <= 3 * STEPS, "{s:?}");
+    }
+}
+
+fn host(client: u16) -> IpAddr {
+    match prefix(client) {
+        ipnet::IpNet::V6(p) => IpAddr::V6((u128::from(p.addr()) | 1).into()),
+        ipnet::IpNet::V4(p) => IpAddr::V4(p.addr()),
+    }
+}
+
+/// One history of a Relay: what strangers send sets nothing off.
+///
+/// # Panics
+/// If something does not hold.
+pub fn relay(corpus: &[Vec<u8>], rng: &mut StdRng) {
+    let mut now = Instant::now();
+    let ids = [11, 12].map(|n| ServerId::from_underlay(ip(n)));
+    let servers = [11, 12].map(|n| LinkLayerAddress::new(ip(n), 8060));
+    let mut engine = Relay::new(relay::Config {
+        id: ServerId::from_underlay(ip(10)),
+        asps: vec!["2001:db8::/32".parse().unwrap()],
+    });
+    for (id, at) in ids.iter().zip(servers) {
+        engine.add_server(*id, at);
+    }
+    let mut table = Table::default();
+    for _ in 0..STEPS {
+        let client = rng.random_range(1..=CLIENTS);
+        let id = ids[rng.random_range(0..2)];
+        let mut stranger = false;
+        let mut length = usize::MAX;
+        match rng.random_range(0..8) {
+            0 => drop(engine.set_route(prefix(client), id)),
+            1 => engine.remove_route(prefix(client), id),
+            2 => engine.set_usable(id, rng.random()),
+            3 => wait(&mut now, rng),
+            _ => {
+                let from =
+                    if rng.random() { servers[rng.random_range(0..2)] } else { peer(rng, &[21]) };
+                stranger = !servers.contains(&from);
+                let bytes = mutate::packet(corpus, rng);
+                length = bytes.len();
+                engine.handle_packet(from, &bytes, now);
+                let _ = Inner::of(&bytes).map(|i| table.ingress(from, i, now));
+            }
+        }
+        let mut sent = 0;
+        while let Some(output) = engine.poll_output() {
+            match output {
+                Output::Send { to, packet } | Output::SendOn { to, packet, .. } => {
+                    assert!(!stranger && servers.contains(&to), "{to} got something");
+                    sent += packet.len();
+                }
+                Output::Forward(change) => table.apply(&change),
+                Output::Event(_) => {}
+            }
+        }
+        assert!(sent <= length, "{sent} bytes for {length}");
+        assert!(engine.route_count() <= usize::from(CLIENTS), "{}", engine.route_count());
     }
 }
 

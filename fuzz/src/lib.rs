@@ -14,6 +14,7 @@ pub mod corpus;
 pub mod engines;
 pub mod mutate;
 pub mod parsers;
+pub mod tunnel;
 
 use rand::SeedableRng;
 use rand::rngs::StdRng;
@@ -27,11 +28,16 @@ pub enum Target {
     Server,
     /// A node with Clients, with a history.
     Node,
+    /// A Relay, with a history.
+    Relay,
+    /// Reassembly of tunnel fragments.
+    Reassembly,
 }
 
 impl Target {
     /// All of them.
-    pub const ALL: [Self; 3] = [Self::Parsers, Self::Server, Self::Node];
+    pub const ALL: [Self; 5] =
+        [Self::Parsers, Self::Server, Self::Node, Self::Relay, Self::Reassembly];
 }
 
 /// Runs one seed against its target.
@@ -48,5 +54,7 @@ pub fn run(target: Target, seed: u64, corpus: &[Vec<u8>]) {
         }
         Target::Server => engines::server(corpus, &mut rng),
         Target::Node => engines::node(corpus, &mut rng),
+        Target::Relay => engines::relay(corpus, &mut rng),
+        Target::Reassembly => tunnel::reassembly(&mut rng),
     }
 }

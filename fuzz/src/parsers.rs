@@ -1,7 +1,14 @@
 //! Every parser with one packet: none panics, and what is understood survives being written.
 
+use std::net::Ipv6Addr;
+
 use aero_protocol::forwarding::Inner;
-use aero_protocol::wire::dhcpv6::Message;
+use aero_protocol::forwarding_agent::feed::Message;
+use aero_protocol::tunnel::fragment::fragment_ipv4;
+use aero_protocol::tunnel::header::Outer;
+use aero_protocol::wire::dhcpv6;
+use aero_protocol::wire::encapsulation::demux;
+use aero_protocol::wire::icmp_error;
 use aero_protocol::wire::ip::{Packet, Payload};
 use aero_protocol::wire::nd::Nd;
 use aero_protocol::wire::{Class, classify};
@@ -15,6 +22,17 @@ pub fn check(bytes: &[u8]) {
     let inner = Inner::of(bytes);
     if class == Class::Data && bytes.len() >= 40 {
         assert!(inner.is_some(), "data without addresses: {bytes:02x?}");
+    }
+    let _ = demux(bytes);
+    let mut copy = bytes.to_vec();
+    let _ = icmp_error::quoted_destination_if_anonymous(bytes);
+    let _ = icmp_error::set_source(&mut copy, Ipv6Addr::LOCALHOST.into());
+    let mut pieces = 0;
+    fragment_ipv4(bytes, 500, |piece| pieces += piece.len());
+    assert!(pieces <= 2 * bytes.len() + 100, "{pieces} bytes of {}", bytes.len());
+    let _ = Outer::entering(bytes);
+    if let Ok(line) = std::str::from_utf8(bytes) {
+        let _ = Message::of_line(line);
     }
     // DHCPv6 without anything around it, too.
     message(bytes);
@@ -32,8 +50,8 @@ pub fn check(bytes: &[u8]) {
 }
 
 fn message(data: &[u8]) {
-    if let Ok(m) = Message::parse(data) {
+    if let Ok(m) = dhcpv6::Message::parse(data) {
         let again = m.emit().expect("what was parsed can be written");
-        assert_eq!(Message::parse(&again).as_ref(), Ok(&m));
+        assert_eq!(dhcpv6::Message::parse(&again).as_ref(), Ok(&m));
     }
 }

@@ -80,7 +80,13 @@ fn ask(link: &mut Link, at: LinkLayerAddress, from: LinkLayerAddress, m: &Messag
     parse(packet).unwrap()
 }
 
-fn ingress(link: &mut Link, at: LinkLayerAddress, from: LinkLayerAddress, a: u16, b: u16) -> Disposition {
+fn ingress(
+    link: &mut Link,
+    at: LinkLayerAddress,
+    from: LinkLayerAddress,
+    a: u16,
+    b: u16,
+) -> Disposition {
     let now = link.now;
     let inner = Inner { source: host(a), destination: host(b) };
     link.server(at).table.ingress(from, inner, now)
@@ -128,7 +134,12 @@ fn every_server_answers_under_its_own_duid_with_the_same_prefix_also_after_a_res
         solicit.rapid_commit = false;
         let offer = ask(&mut link, server_address(n), node_address(21), &solicit);
         assert_eq!(offer.kind, Kind::Advertise);
-        answers.push(ask(&mut link, server_address(n), node_address(21), &message(Kind::Solicit, 1)));
+        answers.push(ask(
+            &mut link,
+            server_address(n),
+            node_address(21),
+            &message(Kind::Solicit, 1),
+        ));
     }
     link.add_server(12);
     link.map(1, 1, node_address(21));
@@ -203,9 +214,7 @@ fn a_lease_ends_after_its_lifetime_a_renewal_keeps_it_and_a_late_one_gets_no_bin
     link.run(SECOND);
     let disposition = ingress(&mut link, at, b, 2, 1);
     assert!(matches!(disposition, Disposition::Drop(_)), "{disposition:?}");
-    let ended = |e: &Event| {
-        matches!(e, Event::Ended { prefix: p, why: Ended::Expired, .. } if *p == prefix(1))
-    };
+    let ended = |e: &Event| matches!(e, Event::Ended { prefix: p, why: Ended::Expired, .. } if *p == prefix(1));
     assert!(link.server(at).events.iter().any(ended), "what a withdrawal is made from");
     let late = ask(&mut link, at, a, &renew);
     assert_eq!(late.ia_pd[0].status.as_ref().unwrap().code, StatusCode::NoBinding);
@@ -342,9 +351,11 @@ fn a_node_that_holds_one_client_is_refused_for_the_duid_of_another() {
     let _row = aero_elements::covers(&["I3"]);
     let mut link = two_servers();
     for at in link.servers() {
-        assert!(!ask(&mut link, at, node_address(21), &message(Kind::Solicit, 1)).ia_pd[0]
-            .prefixes
-            .is_empty());
+        assert!(
+            !ask(&mut link, at, node_address(21), &message(Kind::Solicit, 1)).ia_pd[0]
+                .prefixes
+                .is_empty()
+        );
         let mut theft = message(Kind::Solicit, 2);
         for holder in [holder_id(1, 1), holder_id(2, 1)] {
             let claim = Claim { epoch: aero_protocol::address::Epoch(1), holder };
@@ -422,7 +433,8 @@ fn a_relay_forward_from_anywhere_is_discarded_and_the_next_message_is_served() {
     relayed.extend([0, 9]);
     relayed.extend(u16::try_from(solicit.len()).unwrap().to_be_bytes());
     relayed.extend(&solicit);
-    for source in [BOOTSTRAP_ADDRESS, aero_address(prefix(1)), "fe80::192.0.2.12".parse().unwrap()] {
+    for source in [BOOTSTRAP_ADDRESS, aero_address(prefix(1)), "fe80::192.0.2.12".parse().unwrap()]
+    {
         let packet = ip::udp((source, 547), (ALL_DHCP_SERVERS, 547), &relayed).unwrap();
         assert!(tell(&mut link, at, a, &packet).is_empty(), "from {source}");
         assert_eq!(link.server(at).engine.neighbors().count(), 0);

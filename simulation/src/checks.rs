@@ -4,11 +4,16 @@ use aero_protocol::server;
 use serde::Serialize;
 
 use crate::authority::client_of;
-use crate::clock::{Time, seconds};
-use crate::member::Engine;
+use crate::clock::{SECOND, Time, seconds};
+use crate::member::{Engine, Kind};
 use crate::network::Index;
 use crate::traffic::DataPacket;
 use crate::world::World;
+
+/// How long after all Servers know of a move a correspondent may still send straight to the former
+/// holder: ForwardTime, since the last sign of life there was before, and the 3 s of its
+/// solicitations, with room for clocks that are off.
+const GRACE: Time = 35 * SECOND;
 
 /// An invariant.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -114,6 +119,7 @@ impl World {
                 format!("epoch {epoch} is at {:?}, not m{index}: {}", row.node, path())
             });
         }
+        self.check_direct(index, epoch, packet);
         if let Some((server, at)) = self.last_server(packet) {
             let known = self.members[server].known[client];
             // The Server may have learnt of it after it had forwarded.
@@ -134,6 +140,33 @@ impl World {
                 format!("m{server} knew {known:?} of the source: {}", path())
             });
         }
+    }
+
+    /// A packet that came straight from another node must not come to a former holder for longer
+    /// than a direct path may live unseen after all Servers knew of the move.
+    fn check_direct(&mut self, index: Index, epoch: u64, packet: &DataPacket) {
+        let [.., (from, sent), _] = packet.path.as_slice() else { return };
+        if self.members[*from].kind == Kind::Server {
+            return;
+        }
+        let client = packet.destination;
+        let mut known_to_all = 0;
+        for server in self.members.iter().filter(|m| m.kind == Kind::Server) {
+            let known = server.known[client];
+            if server.engine.is_none() || !known.moved_from(index, epoch) {
+                return;
+            }
+            known_to_all = known_to_all.max(known.since);
+        }
+        let late = *sent > known_to_all + GRACE;
+        let now = self.now;
+        self.checks.require(Check::NotToFormerHolder, !late, now, || {
+            let since = seconds(known_to_all);
+            format!(
+                "all knew since {since} that it left m{index}: #{} {:?}",
+                packet.id, packet.path
+            )
+        });
     }
 
     /// A user's packet has reached another member.
@@ -180,11 +213,13 @@ impl World {
         let (fits, sizes): (bool, &dyn std::fmt::Debug) = match &member.engine {
             Some(Engine::Node(n)) => {
                 let s = n.sizes();
+                let paths = s.neighbors + s.attempts + s.announcements;
                 let fits = s.clients <= clients
                     && s.associations <= s.clients * servers
                     && s.servers <= servers
                     && s.departed <= clients
-                    && s.timers <= s.associations + s.servers + s.clients + s.departed
+                    && s.timers
+                        <= 2 * (s.associations + s.servers + s.clients + s.departed + paths) + 4
                     && s.outputs == 0;
                 (fits, &s.clone())
             }
@@ -194,7 +229,9 @@ impl World {
                     && s.neighbors <= s.mappings
                     && s.departures <= clients
                     && s.parked <= 4096
-                    && s.timers <= s.neighbors + s.departures + s.parked
+                    && s.former <= clients
+                    && s.limited <= clients
+                    && s.timers <= 2 * (s.neighbors + s.departures + s.parked + s.former) + 4
                     && s.outputs == 0;
                 (fits, &s.clone())
             }
@@ -205,7 +242,16 @@ impl World {
     }
 
     /// Pairs of pods that do not reach each other: the first such, out of at most `sample` sources.
-    pub fn unreachable(&self, sample: usize) -> Option<String> {
+    pub fn unreachable(&mut self, sample: usize) -> Option<String> {
+        let missing = self.first_unreachable(sample);
+        // The walk is no traffic.
+        for member in &self.members {
+            drop(member.table.take_used());
+        }
+        missing
+    }
+
+    fn first_unreachable(&self, sample: usize) -> Option<String> {
         let alive: Vec<usize> =
             (0..self.identities.len()).filter(|c| !self.identities[*c].removed).collect();
         let step = (alive.len() / sample.max(1)).max(1);
@@ -241,6 +287,9 @@ impl World {
                     let ok = s.clients == 0
                         && s.associations == 0
                         && s.departed == 0
+                        && s.neighbors == 0
+                        && s.attempts == 0
+                        && s.announcements == 0
                         && s.timers <= s.servers
                         && table.routes <= 1
                         && table.sources == 0

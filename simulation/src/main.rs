@@ -149,10 +149,11 @@ fn print(s: &report::Summary) {
     println!("  {} violations", s.violations.len());
     let get = |what: &str| s.data_packets.get(what).copied().unwrap_or(0);
     println!(
-        "  users' packets: {} sent, {} delivered, {} lost",
+        "  users' packets: {} sent, {} delivered, {} lost, {} took a direct path",
         get("sent"),
         get("delivered"),
-        get("lost")
+        get("lost"),
+        get("direct")
     );
     println!(
         "  all reachable again after the last fault: {:.2} s at most",

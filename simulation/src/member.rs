@@ -92,11 +92,12 @@ impl Engine {
         match self {
             Self::Node(e) => {
                 let s = e.sizes();
-                s.clients + s.associations + s.servers + s.departed
+                let paths = s.neighbors + s.attempts + s.announcements;
+                s.clients + s.associations + s.servers + s.departed + paths
             }
             Self::Server(e) => {
                 let s = e.sizes();
-                s.mappings + s.neighbors + s.departures + s.parked
+                s.mappings + s.neighbors + s.departures + s.parked + s.former + s.limited
             }
         }
     }

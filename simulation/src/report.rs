@@ -89,6 +89,7 @@ pub fn summary(shape: &Shape, outcomes: &[Outcome], wall_seconds: f64) -> Summar
             .iter()
             .enumerate()
             .map(|(i, what)| (*what, sum(&|o| o.data[i])))
+            .chain([("direct", sum(&|o| o.direct))])
             .collect(),
         messages: MESSAGES
             .iter()

@@ -14,11 +14,12 @@ use crate::world::{Event, Messages, World};
 /// Server that came back without its memory and was silent for less than three probes is found
 /// out by the first Renew of the node, T1 = 20 s after the last; one that fell silent is left
 /// after 4 s and asked every 4.4 s at most (Solicit's longest interval and its spread); a node
-/// without its memory reads its pods again within 2 s, and is tried again within half a second.
-pub const RECOVERY: Time = 25 * SECOND;
+/// without its memory reads its pods again within 2 s, and is tried again within half a second;
+/// a direct path that nobody uses is not solicited, and ends with ForwardTime, 30 s.
+pub const RECOVERY: Time = 35 * SECOND;
 /// After the last Client is gone nothing may be left after this: the longest of the times that
 /// the link keeps things (AcceptTime, lease, 40 s), and Release's last retry.
-pub const FORGET: Time = 60 * SECOND;
+pub const FORGET: Time = 90 * SECOND;
 
 /// The size of a world and how long things go wrong in it.
 #[derive(Debug, Clone, Copy)]
@@ -97,6 +98,8 @@ pub struct Outcome {
     pub messages: Messages,
     /// Users' packets: sent, delivered, lost.
     pub data: [u64; 3],
+    /// Those that took a direct path.
+    pub direct: u64,
     /// The trace, if it was asked for.
     pub text: Vec<String>,
 }
@@ -119,6 +122,7 @@ pub fn run(shape: &Shape, seed: u64, with_text: bool) -> Outcome {
         samples,
         messages: world.messages,
         data: world.data,
+        direct: world.direct,
         text: world.trace.lines().to_vec(),
     }
 }
@@ -161,8 +165,8 @@ fn measure(shape: &Shape, world: &mut World, clients: usize) -> Sample {
     const QUIET: Time = 4 * SECOND;
     let control = |w: &World| w.messages.iter().sum::<u64>();
     let periodic = |w: &World| {
-        // Renew and its Reply, and probes with their answers.
-        2 * w.messages[4] + w.messages[11] + w.messages[12]
+        // Renew and its Reply, probes with their answers, and direct paths.
+        2 * w.messages[4] + w.messages[11] + w.messages[12] + w.messages[14]
     };
     let (before, before_periodic) = (control(world), periodic(world));
     let moves = if shape.steps > 1 { (clients / 20).clamp(1, 500) } else { 0 };

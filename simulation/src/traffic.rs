@@ -9,9 +9,12 @@ use rand::Rng;
 
 use crate::authority::prefix;
 use crate::clock::Time;
-use crate::member::Kind;
+use crate::member::{Engine, Kind};
 use crate::network::Index;
 use crate::world::{Event, Payload, World};
+
+/// Pairs that talk at a time.
+const FLOWS: usize = 8;
 
 /// A user's packet on its way.
 #[derive(Debug, Clone)]
@@ -38,25 +41,64 @@ pub fn host(client: usize) -> IpAddr {
     }
 }
 
+/// The IPv6 header of a packet without content.
+fn header(inner: Inner) -> Vec<u8> {
+    let mut bytes = vec![0x60, 0, 0, 0, 0, 0, 59, 64];
+    for address in [inner.source, inner.destination] {
+        if let IpAddr::V6(a) = address {
+            bytes.extend(a.octets());
+        }
+    }
+    bytes
+}
+
 fn inner(source: usize, destination: usize) -> Inner {
     Inner { source: host(source), destination: host(destination) }
 }
 
 impl World {
-    /// A random pod sends a packet to a random client that is not on its node.
+    /// A pod sends a packet: mostly one of a few flows that go on for a while, so that direct
+    /// paths are opened, used and left.
     pub fn traffic(&mut self) {
         if self.traffic_every > 0 {
             self.queue.push(self.now + self.traffic_every, Event::Traffic);
         }
-        let nodes = self.members.len() - self.servers;
-        let node = self.servers + self.rng.random_range(0..nodes);
-        let pods = self.members[node].pods.len();
-        let pick = if pods > 0 { self.rng.random_range(0..pods) } else { 0 };
-        let destination = self.rng.random_range(0..self.identities.len());
-        let member = &self.members[node];
-        let Some((source, epoch)) = member.pods.iter().nth(pick).map(|(c, e)| (*c, *e)) else {
-            return;
+        let slot = self.rng.random_range(0..FLOWS + FLOWS / 4);
+        let fresh = slot >= self.flows.len() || self.rng.random_bool(0.01);
+        let flow = if fresh {
+            let clients = self.identities.len();
+            (self.rng.random_range(0..clients), self.rng.random_range(0..clients))
+        } else {
+            self.flows[slot]
         };
+        if fresh && slot < FLOWS {
+            if slot < self.flows.len() {
+                self.flows[slot] = flow;
+            } else {
+                self.flows.push(flow);
+            }
+        }
+        let Some(node) = self.pod_of(flow.0) else { return };
+        self.send_data(node, flow.0, flow.1);
+    }
+
+    /// A node where a pod of the client runs: the holder's, or now and then a former one's.
+    fn pod_of(&mut self, client: usize) -> Option<Index> {
+        let identity = &self.identities[client];
+        let runs = |n: &Index| self.members[*n].pods.contains_key(&client);
+        let mut nodes: Vec<Index> = identity.row.node.into_iter().filter(runs).collect();
+        for (node, _) in &identity.left {
+            if runs(node) && !nodes.contains(node) {
+                nodes.push(*node);
+            }
+        }
+        let pick = if nodes.len() > 1 { self.rng.random_range(0..nodes.len()) } else { 0 };
+        nodes.get(pick).copied()
+    }
+
+    fn send_data(&mut self, node: Index, source: usize, destination: usize) {
+        let member = &self.members[node];
+        let Some(epoch) = member.pods.get(&source).copied() else { return };
         if member.engine.is_none() || member.pods.contains_key(&destination) {
             return;
         }
@@ -71,8 +113,36 @@ impl World {
             path: vec![(node, self.now)],
         });
         let local = member.clock.local(self.now);
-        let disposition = member.table.egress(inner(source, destination), local);
-        self.forward(node, packet, disposition);
+        let inner = inner(source, destination);
+        let egress = member.table.egress_path(inner, local);
+        self.forward(node, packet, egress.disposition);
+        if egress.by_server {
+            self.act(node, |engine, now| {
+                if let Engine::Node(n) = engine {
+                    n.data_packet_by_server(inner, &header(inner), now);
+                }
+            });
+        } else {
+            self.tell_used(node);
+        }
+    }
+
+    /// Tells an engine which direct paths its forwarder has used.
+    fn tell_used(&mut self, node: Index) {
+        let mut used = self.members[node].table.take_used();
+        if used.is_empty() {
+            return;
+        }
+        // The table gives them in no order.
+        used.sort();
+        self.direct += used.len() as u64;
+        self.act(node, |engine, now| {
+            if let Engine::Node(n) = engine {
+                for (own, peer) in used {
+                    n.path_used(own, peer, now);
+                }
+            }
+        });
     }
 
     /// A packet came out of a tunnel.

@@ -141,6 +141,10 @@ pub struct World {
     pub data: [u64; 3],
     /// Numbers the users' packets.
     pub packets: u64,
+    /// Pairs of clients that talk at present.
+    pub flows: Vec<(usize, usize)>,
+    /// Packets that took a direct path.
+    pub direct: u64,
 }
 
 impl World {
@@ -180,6 +184,8 @@ impl World {
             events: 0,
             data: [0; 3],
             packets: 0,
+            flows: Vec::new(),
+            direct: 0,
         };
         for index in 0..servers {
             world.members[index].known = vec![Known::default(); clients];
