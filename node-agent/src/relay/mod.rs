@@ -79,6 +79,7 @@ pub async fn run(args: RelayArgs) -> anyhow::Result<()> {
     let mut admin =
         tokio::spawn(admin::serve(args.admin, readiness, registry, Router::new(), stop.clone()));
     tracing::info!(id = %id.address(), "relaying at {:?}", args.host_ips);
+    let sender = Arc::clone(&forwarder);
     let mut forwarding = tokio::spawn(forwarder.run());
     let follow = routes_file::follow(&args.routes, Default::default(), &driver, async |asps| {
         match attach::route_asps(&args.device, asps).await {
@@ -87,7 +88,7 @@ pub async fn run(args: RelayArgs) -> anyhow::Result<()> {
         }
     });
     tokio::select! {
-        () = driver.run(&underlay, control, outgoing) => {}
+        () = driver.run(&sender, control, outgoing) => {}
         () = follow => {}
         ended = &mut forwarding => ended??,
         ended = &mut admin => ended??,
