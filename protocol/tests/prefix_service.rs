@@ -53,7 +53,9 @@ fn tell(
     let mut sent = Vec::new();
     while let Some(output) = link.server(at).engine.poll_output() {
         match output {
-            Output::Send { to, packet } => sent.push((to, packet)),
+            Output::Send { to, packet } | Output::SendOn { to, packet, .. } => {
+                sent.push((to, packet))
+            }
             Output::Forward(change) => link.server(at).table.apply(&change),
             Output::Event(event) => link.server(at).events.push(event),
         }
