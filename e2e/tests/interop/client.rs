@@ -419,7 +419,7 @@ fn behind_a_nat_the_mapped_port_is_served_and_kept_open() {
     let rules = net.file(
         "nat.nft",
         "table ip nat { chain post { type nat hook postrouting priority srcnat; policy accept;\n\
-         oifname \"eth0\" meta l4proto udp masquerade to :40000-40100\n} }\n",
+         oifname \"eth0\" meta l4proto udp masquerade to :40000-40100\n}\n}\n",
     );
     nat.run("nft", &["-f", rules.to_str().unwrap()]);
     // A mapping that is idle for longer than this is forgotten.

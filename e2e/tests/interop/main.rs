@@ -13,6 +13,8 @@
 )]
 
 mod client;
+mod decode;
 mod net;
 mod server;
+mod stock;
 mod tester;

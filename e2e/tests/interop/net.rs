@@ -115,7 +115,7 @@ impl Net {
         host.ip("link set lo up");
         host.ip("link set eth0 up");
         host.ip(&format!("addr add {own} dev eth0{nodad}"));
-        host.ip(&format!("{family} route add default via {via}"));
+        host.ip(&format!("{family} route add default via {via} dev eth0"));
         host
     }
 

@@ -10,7 +10,7 @@ use rand::Rng;
 use super::{Event, Node, Timer, asps_of};
 use crate::address::{ALL_DHCP_SERVERS, BOOTSTRAP_ADDRESS, Duid, LinkLayerAddress, aero_address};
 use crate::timers::{
-    MAX_RETRY, REBIND, REBIND_MOVED, RELEASE, RENEW, REQUEST, Retransmission, SOLICIT,
+    MAX_RETRY, REBIND, REBIND_MOVED, RELEASE, RENEW, REQUEST, Retransmission, SOLICIT, four_fifths,
 };
 use crate::wire::aero_options::AeroOption;
 use crate::wire::dhcpv6::{
@@ -467,7 +467,7 @@ fn lease_of(message: &Message) -> Result<Granted, (StatusCode, String)> {
     // Zero leaves the times to the client: 0.5 and 0.8 of the shortest preferred lifetime
     // (RFC 8415 section 21.21).
     let t1 = if ia.t1 == 0 { preferred / 2 } else { ia.t1 };
-    let t2 = if ia.t2 == 0 { preferred / 5 * 4 } else { ia.t2 };
+    let t2 = if ia.t2 == 0 { four_fifths(preferred) } else { ia.t2 };
     let seconds = |n: u32| Duration::from_secs(u64::from(n));
     let prefixes = live.iter().map(|p| p.prefix).collect();
     Ok((prefixes, seconds(t1.min(valid)), seconds(t2.min(valid)), seconds(valid)))

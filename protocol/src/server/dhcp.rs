@@ -9,6 +9,7 @@ use super::authorization::Decision;
 use super::links::Registration;
 use super::{Ended, Event, Refusal, Request, Server};
 use crate::address::BOOTSTRAP_ADDRESS;
+use crate::timers::four_fifths;
 use crate::wire::aero_options::AeroOption;
 use crate::wire::dhcpv6::{
     IaNa, IaPd, Kind, Message, OPTION_VENDOR_OPTS, Prefix, Status, StatusCode,
@@ -90,7 +91,7 @@ impl Server {
             let mut answer = IaPd { id: ia.id, ..IaPd::default() };
             if n == 0 {
                 answer.t1 = seconds / 2;
-                answer.t2 = seconds / 5 * 4;
+                answer.t2 = four_fifths(seconds);
                 answer.prefixes = prefixes
                     .iter()
                     .map(|p| Prefix { prefix: *p, preferred: seconds, valid: seconds })
