@@ -2,6 +2,7 @@
 E2E = target/debug/e2e
 
 .PHONY: help demo demo-down test unit lint images programs crds clean-lab protocol-table simulate fuzz
+.PHONY: help demo demo-down test unit lint images programs crds clean-lab protocol-table interop
 
 help: ## say what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -20,6 +21,11 @@ test: ## every test, the end-to-end tests included
 
 unit: ## tests that need no cluster
 	cargo test --workspace --exclude aero-e2e
+
+interop: ## the protocol on real kernels: stock DHCPv6 clients, Kea, tshark (root)
+	@sh e2e/setup.sh
+	cargo build --locked -p aero-node-agent
+	cargo test --locked -p aero-e2e --test interop -- --test-threads 6
 
 lint: ## formatting and clippy
 	cargo fmt --all --check

@@ -14,6 +14,13 @@ need conntrack conntrack
 need busybox busybox-static
 need curl curl
 need cc gcc
+# Programs that the protocol is tried against (e2e/tests/interop).
+need tshark tshark
+need dumpcap wireshark-common
+need dhcpcd dhcpcd-base
+need dhcp6c wide-dhcpv6-client
+need perfdhcp kea-admin
+need kea-dhcp6 kea-dhcp6-server
 [ -e /usr/lib/x86_64-linux-gnu/libc.a ] || [ -e /usr/lib/aarch64-linux-gnu/libc.a ] || missing="$missing libc6-dev"
 for tool in cargo go; do
     command -v "$tool" >/dev/null 2>&1 || { echo "setup: $tool is missing; install the Rust (1.95) and Go (1.26) toolchains" >&2; exit 1; }
@@ -23,6 +30,18 @@ if [ -n "$missing" ]; then
     echo "setup: installing$missing"
     export DEBIAN_FRONTEND=noninteractive
     apt-get update -qq
+    # The tests start these programs themselves, in namespaces; no service is to run here.
+    policy=/usr/sbin/policy-rc.d
+    if [ ! -e $policy ]; then
+        printf '#!/bin/sh\nexit 101\n' >$policy
+        chmod 755 $policy
+        trap 'rm -f $policy' EXIT
+    fi
     # shellcheck disable=SC2086
     apt-get install -y -qq --no-install-recommends $missing >/dev/null
+    if [ -d /run/systemd/system ]; then
+        for service in kea-dhcp6-server wide-dhcpv6-client; do
+            case "$missing" in *$service*) systemctl disable -q $service ;; esac
+        done
+    fi
 fi

@@ -24,6 +24,8 @@ step make simulate SEEDS=3000 OPTIONS='--budget 75'
 step make fuzz SECONDS=20
 step cargo build --locked -p aero-e2e
 step cargo test --locked -p aero-e2e --lib --bins
+# Most of these wait for timers of the protocol.
+step cargo test --locked -p aero-e2e --test interop -- --test-threads 6
 step ./target/debug/e2e programs
 step ./target/debug/e2e images
 step cargo test --locked -p aero-e2e --test kubernetes

@@ -10,7 +10,7 @@ use aero_protocol::wire::ip::{self, Packet};
 use aero_protocol::wire::nd::NdMessage;
 
 use super::net::{
-    BOTH, Host, Net, SOON, Underlay, agent, await_address, await_that, reaches, start_client,
+    BOTH, Host, Net, SOON, Underlay, agent, await_address, await_that, reaches, run, start_client,
     start_server,
 };
 use super::tester::{Tester, acp, dhcp_of, duid_text, inner, l2, nd_of, table, text_of};
@@ -58,6 +58,7 @@ impl Session {
 
 #[test]
 fn a_tcp_connection_outlives_two_changes_of_the_underlay_address() {
+    let _row = aero_elements::covers(&["B4"]);
     for u in BOTH {
         let net = Net::new();
         let server_host = net.at("s1", u, 11);
@@ -113,6 +114,7 @@ fn an_address_that_is_added_and_preferred_while_the_old_one_stays_moves_the_clie
 
 #[test]
 fn a_lost_rebind_is_repeated_within_a_second_to_every_server() {
+    let _row = aero_elements::covers(&["G4"]);
     let net = Net::new();
     let u = Underlay::V4;
     let hosts = [net.at("s1", u, 11), net.at("s2", u, 12)];
@@ -147,6 +149,7 @@ fn a_lost_rebind_is_repeated_within_a_second_to_every_server() {
 
 #[test]
 fn a_clients_solicit_and_first_packet_are_unicast_to_its_server() {
+    let _row = aero_elements::covers(&["C1", "D1"]);
     for u in BOTH {
         let net = Net::new();
         let (s1, c1) = (net.at("s1", u, 11), net.at("c1", u, 1));
@@ -175,6 +178,7 @@ fn a_clients_solicit_and_first_packet_are_unicast_to_its_server() {
 
 #[test]
 fn prefix_information_is_ignored_and_no_duplicate_address_detection_is_done() {
+    let _row = aero_elements::covers(&["J3b"]);
     let net = Net::new();
     let (s1, c1) = (net.at("s1", Underlay::V4, 11), net.at("c1", Underlay::V4, 1));
     let server = Tester::at(&s1, "192.0.2.11:8060");
@@ -206,6 +210,7 @@ fn prefix_information_is_ignored_and_no_duplicate_address_detection_is_done() {
 
 #[test]
 fn the_server_is_found_in_dns_and_a_list_of_servers_overrides_it() {
+    let _row = aero_elements::covers(&["E3", "F2"]);
     let net = Net::new();
     let u = Underlay::V4;
     let (s1, s2) = (net.at("s1", u, 11), net.at("s2", u, 12));
@@ -265,6 +270,7 @@ fn dns_answer(query: &[u8], name: &str, address: [u8; 4]) -> Vec<u8> {
 
 #[test]
 fn a_server_that_dies_costs_the_clients_of_two_nothing_and_those_of_another_nothing_at_all() {
+    let _row = aero_elements::covers(&["E5", "J7"]);
     let net = Net::new();
     let u = Underlay::V4;
     let file = net.file("t.yaml", &table(40));
@@ -343,6 +349,7 @@ fn a_client_that_ends_releases_its_lease_and_takes_its_interface_away() {
 
 #[test]
 fn the_underlay_and_its_routers_are_untouched_and_need_nothing_of_aero() {
+    let _row = aero_elements::covers(&["B2", "C1a", "D4"]);
     let net = Net::new();
     let u = Underlay::V4;
     let file = net.file("t.yaml", &table(40));
@@ -361,6 +368,7 @@ fn the_underlay_and_its_routers_are_untouched_and_need_nothing_of_aero() {
     };
     let routes = router.ip("route") + &router.ip("-6 route");
     assert!(underlay(&c1));
+    let captured = super::decode::capture(&router, "");
     start_client(&c1, 1, &[server], &[]);
     start_client(&c2, 2, &[server], &[]);
     await_address(&c1, 1);
@@ -368,6 +376,14 @@ fn the_underlay_and_its_routers_are_untouched_and_need_nothing_of_aero() {
     assert!(reaches((&c1, addr(1)), (&c2, addr(2)), SOON));
     assert!(reaches((&c2, addr(2)), (&c1, addr(1)), SOON));
     assert_eq!(router.ip("route") + &router.ip("-6 route"), routes, "no ACP route in the underlay");
+    router.stop("capture-r");
+    let seen = |filter: &str| {
+        let file = captured.to_str().unwrap();
+        run("tshark", &["-r", file, "-Y", filter, "-T", "fields", "-e", "frame.number"])
+    };
+    let aero = "ip.addr == 192.0.2.11 || ip.addr == 192.0.2.2";
+    assert!(seen(aero).lines().count() >= 4, "Solicit, Reply and data both ways");
+    assert_eq!(seen(&format!("({aero}) && !(udp.srcport == 8060 && udp.dstport == 8060)")), "");
     assert!(underlay(&c1));
     for name in ["c1", "c2", "s1"] {
         let host = [&c1, &c2, &s1].into_iter().find(|h| h.name == name).unwrap();
@@ -378,6 +394,7 @@ fn the_underlay_and_its_routers_are_untouched_and_need_nothing_of_aero() {
 
 #[test]
 fn a_mobile_router_serves_two_networks_behind_it_before_and_after_it_moved() {
+    let _row = aero_elements::covers(&["B3", "J8"]);
     let net = Net::new();
     let u = Underlay::V4;
     let with_56 = table(40)

@@ -58,7 +58,7 @@ pub struct Net {
 
 /// A host: a network namespace with `eth0` on the underlay.
 pub struct Host<'a> {
-    net: &'a Net,
+    pub net: &'a Net,
     pub name: String,
     pub netns: String,
 }

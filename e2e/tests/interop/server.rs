@@ -23,6 +23,7 @@ fn server_id(n: u16) -> std::net::Ipv6Addr {
 
 #[test]
 fn every_server_answers_under_its_own_duid_and_gives_the_same_prefix_also_after_a_restart() {
+    let _row = aero_elements::covers(&["E1", "E4", "E9", "F1", "F3"]);
     let net = Net::new();
     let u = Underlay::V4;
     let file = net.file("table.yaml", &table(40));
@@ -59,6 +60,7 @@ fn every_server_answers_under_its_own_duid_and_gives_the_same_prefix_also_after_
 
 #[test]
 fn a_client_that_the_table_does_not_name_gets_no_prefix_and_no_entry() {
+    let _row = aero_elements::covers(&["E2 neg"]);
     for u in BOTH {
         let net = Net::new();
         let server = start_server(&net.at("s1", u, 11), u, 11, &net.file("t.yaml", &table(40)));
@@ -81,6 +83,7 @@ fn a_client_that_the_table_does_not_name_gets_no_prefix_and_no_entry() {
 
 #[test]
 fn a_row_that_is_written_to_the_table_is_served_and_one_that_is_taken_out_is_not() {
+    let _row = aero_elements::covers(&["E2"]);
     let net = Net::new();
     let u = Underlay::V4;
     let file = net.file("table.yaml", &table(40));
@@ -123,6 +126,7 @@ fn a_row_that_is_written_to_the_table_is_served_and_one_that_is_taken_out_is_not
 
 #[test]
 fn a_lease_ends_on_time_unless_it_is_renewed_and_a_late_renew_gets_no_binding() {
+    let _row = aero_elements::covers(&["E7"]);
     let net = Net::new();
     let u = Underlay::V4;
     let lease = 6;
@@ -154,6 +158,7 @@ fn a_lease_ends_on_time_unless_it_is_renewed_and_a_late_renew_gets_no_binding() 
 
 #[test]
 fn data_of_a_prefix_is_forwarded_from_the_reply_to_the_release_and_not_else() {
+    let _row = aero_elements::covers(&["C4", "J4"]);
     for u in BOTH {
         let net = Net::new();
         let server = start_server(&net.at("s1", u, 11), u, 11, &net.file("t.yaml", &table(40)));
@@ -177,6 +182,7 @@ fn data_of_a_prefix_is_forwarded_from_the_reply_to_the_release_and_not_else() {
 
 #[test]
 fn right_after_the_reply_packets_go_to_the_observed_address_and_port() {
+    let _row = aero_elements::covers(&["E6", "G1b", "G2", "H1"]);
     for u in BOTH {
         let net = Net::new();
         let server = start_server(&net.at("s1", u, 11), u, 11, &net.file("t.yaml", &table(40)));
@@ -201,6 +207,7 @@ fn right_after_the_reply_packets_go_to_the_observed_address_and_port() {
 
 #[test]
 fn a_rebind_registers_a_new_address_and_the_next_packet_goes_there() {
+    let _row = aero_elements::covers(&["H2"]);
     for u in BOTH {
         let net = Net::new();
         let server = start_server(&net.at("s1", u, 11), u, 11, &net.file("t.yaml", &table(40)));
@@ -249,6 +256,7 @@ fn strict_table(u: Underlay) -> String {
 
 #[test]
 fn a_rebind_without_right_or_without_a_binding_changes_nothing() {
+    let _row = aero_elements::covers(&["G3"]);
     for u in BOTH {
         let net = Net::new();
         let server =
@@ -275,6 +283,7 @@ fn a_rebind_without_right_or_without_a_binding_changes_nothing() {
 
 #[test]
 fn a_client_may_claim_its_own_duid_only() {
+    let _row = aero_elements::covers(&["I3"]);
     for u in BOTH {
         let net = Net::new();
         let host = net.at("s1", u, 11);
@@ -295,6 +304,7 @@ fn a_client_may_claim_its_own_duid_only() {
 
 #[test]
 fn a_server_keeps_an_entry_for_its_clients_and_answers_at_the_anycast_address_from_its_own() {
+    let _row = aero_elements::covers(&["G1", "H4"]);
     for u in BOTH {
         let net = Net::new();
         let server = start_server(&net.at("s1", u, 11), u, 11, &net.file("t.yaml", &table(40)));
@@ -368,6 +378,7 @@ fn nd_that_breaks_a_rule_and_first_edition_messages_get_no_sign_of_life() {
 
 #[test]
 fn a_reply_lists_the_service_prefixes_to_whoever_asks_for_them() {
+    let _row = aero_elements::covers(&["E8"]);
     let net = Net::new();
     let u = Underlay::V4;
     let two = table(40).replace("[\"2001:db8::/32\"]", "[\"2001:db8::/32\", \"fd00:1::/48\"]");
@@ -391,6 +402,7 @@ fn a_reply_lists_the_service_prefixes_to_whoever_asks_for_them() {
 
 #[test]
 fn a_relay_forward_from_an_unknown_node_is_discarded() {
+    let _row = aero_elements::covers(&["T7"]);
     let net = Net::new();
     let u = Underlay::V4;
     let server = start_server(&net.at("s1", u, 11), u, 11, &net.file("t.yaml", &table(40)));
