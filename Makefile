@@ -1,8 +1,7 @@
 # Names for commands; what they do is in the programs.
 E2E = target/debug/e2e
 
-.PHONY: help demo demo-down test unit lint images programs crds clean-lab protocol-table simulate fuzz
-.PHONY: help demo demo-down test unit lint images programs crds clean-lab protocol-table interop
+.PHONY: help demo demo-down test unit lint images programs crds clean-lab protocol-table simulate fuzz interop
 
 help: ## say what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14

@@ -65,6 +65,7 @@ macro_rules! engine {
 engine!(aero_protocol::client::Node, aero_protocol::client::Event);
 engine!(aero_protocol::server::Server, aero_protocol::server::Event);
 engine!(aero_protocol::relay::Relay, aero_protocol::relay::Event);
+engine!(aero_protocol::relay_agent::RelayAgent, aero_protocol::relay_agent::Event);
 
 /// An engine with its surroundings.
 pub struct Driver<E: Engine> {

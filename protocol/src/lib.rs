@@ -13,7 +13,7 @@
 //!
 //! Read in this order: [`address`], [`wire`] (bytes), [`forwarding`] (the only influence on
 //! user data), [`tunnel`] (how it travels), [`neighbor`], [`client`], [`server`], [`relay`],
-//! [`forwarding_agent`].
+//! [`forwarding_agent`]; [`relay_agent`] is the deprecated model of a Server.
 
 #![forbid(unsafe_code)]
 
@@ -24,6 +24,7 @@ pub mod forwarding_agent;
 pub mod neighbor;
 mod passing;
 pub mod relay;
+pub mod relay_agent;
 pub mod server;
 pub mod timers;
 pub mod tunnel;

@@ -14,6 +14,7 @@
 
 mod client;
 mod decode;
+mod legacy;
 mod net;
 mod server;
 mod stock;

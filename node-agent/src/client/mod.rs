@@ -86,6 +86,9 @@ pub struct ClientArgs {
     /// A prefix to ask for; the Server has the last word.
     #[arg(long = "prefix")]
     prefixes: Vec<IpNet>,
+    /// A service prefix of the link, where no Server tells them (the deprecated model).
+    #[arg(long = "service-prefix", value_name = "PREFIX")]
+    service_prefixes: Vec<IpNet>,
     /// Keep the lease, the device and its routes at the end.
     #[arg(long)]
     keep: bool,
@@ -135,7 +138,7 @@ pub async fn run(args: ClientArgs) -> anyhow::Result<()> {
         Forwarder::with_config(Arc::clone(&underlay), Some(device), control_sender, config);
     let sender = Arc::clone(&forwarder);
     let engine = Node::new(Config {
-        asps: Vec::new(),
+        asps: args.service_prefixes.clone(),
         link_id: 0,
         node: client.to_string(),
         seed: rand::rng().random(),

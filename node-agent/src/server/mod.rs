@@ -1,13 +1,14 @@
 //! The Server role: leases from the shared table, forwarding between Clients.
 //!
 //! The table comes from the API server (`kube_table.rs`) or, without Kubernetes, from a file
-//! (`file_table.rs`).
+//! (`file_table.rs`). `legacy.rs` is the deprecated model, in which a central server has it.
 
 pub mod file_table;
 mod kube_table;
+mod legacy;
 mod passed;
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr, SocketAddrV6};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -53,6 +54,14 @@ pub struct ServerArgs {
     /// Another Server of the link: hands clients over to this one, and takes them over.
     #[arg(long = "peer", env = "AERO_PEERS", value_delimiter = ',', value_name = "ADDRESS:PORT")]
     peers: Vec<SocketAddr>,
+    /// The deprecated model: relay DHCPv6 to this one central server, and keep no leases. See
+    /// docs/interop.md.
+    #[arg(long, value_name = "ADDRESS", value_parser = legacy::parse_address,
+          conflicts_with = "table")]
+    relay_to: Option<SocketAddrV6>,
+    /// By which address the central server knows this link (link-address of RFC 8415).
+    #[arg(long, value_name = "ADDRESS", default_value = "::", requires = "relay_to")]
+    relay_link_address: Ipv6Addr,
     /// UDP port on the underlay.
     #[arg(long, env = "AERO_PORT", default_value_t = 8060)]
     port: u16,
@@ -79,6 +88,9 @@ pub struct ServerArgs {
 /// # Errors
 /// If the underlay or the API server cannot be used.
 pub async fn run(args: ServerArgs) -> anyhow::Result<()> {
+    if let Some(central) = args.relay_to {
+        return legacy::run(&args, central).await;
+    }
     let token = shutdown::token()?;
     let first = *args.host_ips.first().context("HOST_IPS is empty")?;
     let underlay = Arc::new(Underlay::bind(&args.host_ips, args.port)?);

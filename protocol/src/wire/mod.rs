@@ -7,6 +7,7 @@
 
 pub mod aero_options;
 pub mod dhcpv6;
+pub mod dhcpv6_relay;
 mod dhcpv6_walk;
 pub mod encapsulation;
 pub mod icmp_error;
