@@ -41,6 +41,7 @@ fn move_away(link: &mut Link) {
 
 #[test]
 fn a_move_takes_correspondents_to_the_server_path_at_once_and_then_straight_to_the_new_node() {
+    let _row = aero_elements::covers(&["N6d"]);
     let mut link = with_third();
     assert_eq!(talk(&mut link, 21, 1, 2), direct(22));
     let since = link.sent.len();
@@ -67,30 +68,16 @@ fn a_move_takes_correspondents_to_the_server_path_at_once_and_then_straight_to_t
     assert_eq!(old.len(), 3);
     assert!(old.iter().all(|(s, _)| s.to == server_address(11)), "none straight");
     assert!(old.windows(2).all(|w| w[1].0.at - w[0].0.at >= SECOND));
-    let (_, filled) = sent.iter().find(|(s, _)| s.to == node_address(21)).unwrap();
+    let told: Vec<_> = sent.iter().filter(|(s, _)| s.to == node_address(21)).collect();
+    let (_, last) = told.last().unwrap();
     let links: Vec<_> =
-        filled.target_link_layers().map(|o| (o.preference, o.address.unwrap())).collect();
-    assert_eq!(links[0], (0, node_address(22)), "the old link is off");
+        last.target_link_layers().map(|o| (o.preference, o.address.unwrap())).collect();
+    let want = [(0, node_address(22)), (255, node_address(23))];
+    assert_eq!(links, want, "the old link is off, and the new place is what the Server knows");
     // And the new pod has a path of its own back.
     talk(&mut link, 23, 2, 1).unwrap();
     link.run(SECOND / 10);
     assert_eq!(talk(&mut link, 23, 2, 1), direct(21));
-}
-
-#[test]
-fn the_last_advertisement_names_the_successor_that_the_server_knows() {
-    let mut link = with_third();
-    let since = link.sent.len();
-    move_away(&mut link);
-    link.run(SECOND * 3);
-    let sent = messages(&link, since, announcement);
-    let to_correspondent: Vec<_> =
-        sent.iter().filter(|(s, _)| s.to == node_address(21)).map(|(_, nd)| nd).collect();
-    for nd in to_correspondent {
-        for option in nd.target_link_layers().filter(|o| o.preference > 0) {
-            assert_eq!(option.address, Some(node_address(23)));
-        }
-    }
 }
 
 #[test]
@@ -239,6 +226,7 @@ fn what_is_sent_straight_to_the_old_node_is_sent_on_and_never_delivered_there() 
 
 #[test]
 fn an_advertisement_makes_no_entry_and_prolongs_no_time() {
+    let _row = aero_elements::covers(&["K5 neg"]);
     let mut link = one_way();
     let advertisement = |from: u16, to: u16| {
         Nd {
@@ -308,6 +296,7 @@ fn renumber(link: &mut Link) -> LinkLayerAddress {
 
 #[test]
 fn a_changed_address_is_announced_after_the_rebind_and_correspondents_follow_it() {
+    let _row = aero_elements::covers(&["L2", "L3"]);
     let mut link = mutual();
     let since = link.sent.len();
     let there = renumber(&mut link);
@@ -343,6 +332,32 @@ fn a_changed_address_is_announced_after_the_rebind_and_correspondents_follow_it(
         && s.to == node_address(22)
         && s.from == node_address(21)
         && s.at > sent[0].0.at + SECOND));
+}
+
+#[test]
+fn a_mover_tells_each_correspondent_three_times_a_second_apart_by_its_server() {
+    let _row = aero_elements::covers(&["K5"]);
+    let mut link = mutual();
+    let since = link.sent.len();
+    let there = renumber(&mut link);
+    // Nobody solicits the new address, so nobody ends the repetitions.
+    link.lose = Box::new(move |_, s| read(s).is_some_and(|nd| announcement(&nd)));
+    link.run(SECOND * 10);
+    let sent = messages(&link, since, announcement);
+    assert_eq!(sent.len(), 3);
+    assert!(sent.windows(2).all(|w| w[1].0.at - w[0].0.at >= SECOND));
+    for (sent, nd) in sent {
+        assert_eq!((sent.from, sent.to), (there, server_address(11)), "none straight");
+        assert_eq!(nd.destination, aero_address(prefix(1)));
+        let want = NdMessage::Advertisement {
+            solicited: false,
+            override_cached: true,
+            target: aero_address(prefix(2)),
+        };
+        assert_eq!(nd.message, want);
+        let links: Vec<_> = nd.target_link_layers().map(|o| (o.preference, o.address)).collect();
+        assert_eq!(links, [(255, None)]);
+    }
 }
 
 #[test]

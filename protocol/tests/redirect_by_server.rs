@@ -75,6 +75,7 @@ fn refused(link: &mut Link) -> Vec<(NotPassed, u64)> {
 
 #[test]
 fn the_first_server_fills_in_the_link_layer_address_and_the_checksum_and_nothing_else() {
+    let _row = aero_elements::covers(&["K2"]);
     let (mut link, at) = golden();
     let sent = predirect().emit().unwrap();
     assert_eq!(sent[40..48], [0x89, 1, 0xd8, 0x45, 0, 0, 0, 0x40]);
@@ -92,6 +93,7 @@ fn the_first_server_fills_in_the_link_layer_address_and_the_checksum_and_nothing
 
 #[test]
 fn a_predirect_that_its_sender_has_no_right_to_leaves_no_server() {
+    let _row = aero_elements::covers(&["K2 neg"]);
     let (mut link, at) = golden();
     let server = server_address(11);
     let mut cases: Vec<(Nd, LinkLayerAddress, NotPassed)> = Vec::new();

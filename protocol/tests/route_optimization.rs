@@ -20,6 +20,7 @@ use common::{Link, Sent, host, l2, node_address, prefix, server_address};
 
 #[test]
 fn the_first_packet_goes_by_the_server_with_a_predirect_that_has_every_field() {
+    let _row = aero_elements::covers(&["K1"]);
     let mut link = pair();
     let since = link.sent.len();
     let now = link.now;
@@ -50,6 +51,7 @@ fn the_first_packet_goes_by_the_server_with_a_predirect_that_has_every_field() {
 
 #[test]
 fn there_is_at_most_one_predirect_a_second_and_none_for_a_destination_outside_the_link() {
+    let _row = aero_elements::covers(&["K1b"]);
     let mut link = pair();
     // Nothing comes back.
     link.lose = Box::new(|_, s| s.name() == "icmpv6 137");
@@ -75,6 +77,7 @@ fn there_is_at_most_one_predirect_a_second_and_none_for_a_destination_outside_th
 
 #[test]
 fn one_exchange_opens_one_direction_and_the_other_needs_its_own() {
+    let _row = aero_elements::covers(&["K3"]);
     let mut link = pair();
     let since = link.sent.len();
     assert_eq!(talk(&mut link, 21, 1, 2), by_server(22));
@@ -124,6 +127,7 @@ fn data_goes_straight_only_after_the_target_has_answered_a_solicitation() {
 
 #[test]
 fn the_advertisement_comes_by_the_server_until_the_target_has_a_path_of_its_own() {
+    let _row = aero_elements::covers(&["K4c"]);
     let mut link = pair();
     let since = link.sent.len();
     talk(&mut link, 21, 1, 2).unwrap();
@@ -148,6 +152,7 @@ fn the_advertisement_comes_by_the_server_until_the_target_has_a_path_of_its_own(
 
 #[test]
 fn another_host_of_the_whole_prefix_is_reached_straight_without_a_new_predirect() {
+    let _row = aero_elements::covers(&["K3b"]);
     let mut link = one_way();
     let since = link.sent.len();
     let other: IpAddr = "2001:db8:0:2:ffff::b".parse().unwrap();
@@ -174,6 +179,7 @@ fn a_path_is_for_the_pair_that_agreed_it_and_for_no_other_client_of_either_node(
 
 #[test]
 fn a_target_takes_straight_only_what_was_announced_from_where_it_was_announced() {
+    let _row = aero_elements::covers(&["K3d"]);
     let mut link = pair();
     let inner = Inner { source: host(1), destination: host(2) };
     let ingress = |link: &mut Link, from: LinkLayerAddress| {
@@ -196,6 +202,7 @@ fn a_target_takes_straight_only_what_was_announced_from_where_it_was_announced()
 
 #[test]
 fn after_25_seconds_of_silence_a_path_is_still_there_and_after_31_it_is_not() {
+    let _row = aero_elements::covers(&["K4b"]);
     let mut link = one_way();
     link.run(SECOND * 25);
     assert_eq!(talk(&mut link, 21, 1, 2), direct(22));
@@ -227,6 +234,7 @@ fn a_path_in_use_is_solicited_once_a_second_and_one_at_rest_is_not() {
 
 #[test]
 fn three_solicitations_without_an_answer_and_packets_go_by_the_server_again() {
+    let _row = aero_elements::covers(&["K4"]);
     let mut link = mutual();
     let straight = |s: &Sent| {
         [s.from, s.to].contains(&node_address(21)) && [s.from, s.to].contains(&node_address(22))
@@ -261,6 +269,7 @@ fn three_solicitations_without_an_answer_and_packets_go_by_the_server_again() {
 
 #[test]
 fn an_advertisement_by_the_server_counts_as_much_as_a_direct_one() {
+    let _row = aero_elements::covers(&["K4"]);
     let mut link = one_way();
     for _ in 0..100 {
         assert_eq!(talk(&mut link, 21, 1, 2), direct(22));
@@ -321,6 +330,7 @@ fn redirect(link: &Link, since: usize) -> Nd {
 
 #[test]
 fn a_forged_redirect_changes_nothing() {
+    let _row = aero_elements::covers(&["K3c"]);
     let mut link = pair();
     link.lose = Box::new(|_, s| s.name() == "icmpv6 137");
     let since = link.sent.len();
@@ -374,6 +384,7 @@ fn a_forged_redirect_changes_nothing() {
 
 #[test]
 fn a_predirect_from_anybody_but_a_server_changes_nothing() {
+    let _row = aero_elements::covers(&["K2b"]);
     let mut link = pair();
     let since = link.sent.len();
     link.lose = Box::new(|_, s| s.name() == "icmpv6 137");
@@ -391,6 +402,11 @@ fn a_predirect_from_anybody_but_a_server_changes_nothing() {
     assert!(states(&mut link, 22).is_empty());
     inject(&mut link, node_address(22), server_address(11), &bytes);
     assert_eq!(states(&mut link, 22), [State::Accepting]);
+    let (sent, answer) = messages(&link, before, is_redirect).remove(0);
+    assert_eq!(sent.to, server_address(11));
+    assert_eq!(answer.nonce(), nd.nonce());
+    let NdMessage::Redirect { destination, .. } = answer.message else { panic!() };
+    assert_eq!(destination, host(2), "the destination of the packet that set it off");
     let mut foreign = nd.clone();
     foreign.message = NdMessage::Redirect {
         predirect: true,
@@ -404,6 +420,7 @@ fn a_predirect_from_anybody_but_a_server_changes_nothing() {
 
 #[test]
 fn an_unwilling_target_or_server_leaves_traffic_on_the_server_path() {
+    let _row = aero_elements::covers(&["K2c"]);
     let mut link = pair();
     link.server(server_address(11)).engine.set_optimize(false);
     for _ in 0..30 {

@@ -40,8 +40,6 @@ pub(super) enum News {
     Left {
         /// Marks a change of holder, not of address.
         epoch: Option<Epoch>,
-        /// Where it went, if that is known.
-        successor: Option<LinkLayerAddress>,
     },
 }
 
@@ -99,15 +97,14 @@ impl Node {
         let mut options = Vec::new();
         match what {
             News::Here => options.extend(self.links.options(true)),
-            News::Left { epoch, successor } => {
+            News::Left { epoch } => {
                 options.extend(self.links.disabled());
-                // Another Link ID than ours: the new holder's link is not one of our own.
-                options.extend(successor.map(|l2| {
-                    NdOption::TargetLinkLayer(LinkLayerOption {
-                        link_id: self.links.foreign(),
-                        preference: 255,
-                        address: Some(l2),
-                    })
+                // Where it is now the Server knows best: it fills this in or takes it out.
+                // Another Link ID than ours, as it is not one of our links.
+                options.push(NdOption::TargetLinkLayer(LinkLayerOption {
+                    link_id: self.links.foreign(),
+                    preference: 255,
+                    address: None,
                 }));
                 options.extend(epoch.map(NdOption::Epoch));
             }

@@ -397,7 +397,7 @@ impl Node {
         let epoch = client.spec.claim.map(|c| c.epoch);
         if let Some(via) = self.default.filter(|_| client.served) {
             for own in client.prefixes.clone() {
-                self.announce(own, via, News::Left { epoch, successor: None }, now);
+                self.announce(own, via, News::Left { epoch }, now);
             }
         }
         self.unserve(id, now);
@@ -553,8 +553,7 @@ impl Node {
             NdMessage::Advertisement { target, .. } => {
                 let prefix = prefix_of_aero_address(target).ok_or(WireError::BadAddress)?;
                 let epoch = nd.epoch().ok_or(WireError::Unsupported)?;
-                let successor = nd.target_link_layers().find_map(|o| o.address);
-                self.moved_away(prefix, epoch, (from, successor), now);
+                self.moved_away(prefix, epoch, from, now);
                 Ok(())
             }
             // Times are not touched: this tells nothing about the direct path.
@@ -580,13 +579,7 @@ impl Node {
 
     /// A Server says that a prefix went elsewhere. An epoch that is not newer than our own claim
     /// is about an earlier move.
-    fn moved_away(
-        &mut self,
-        prefix: IpNet,
-        epoch: Epoch,
-        (told_by, successor): (LinkLayerAddress, Option<LinkLayerAddress>),
-        now: Instant,
-    ) {
+    fn moved_away(&mut self, prefix: IpNet, epoch: Epoch, told_by: LinkLayerAddress, now: Instant) {
         let ours = |c: &Client| {
             c.prefixes.iter().any(|p| p.contains(&prefix))
                 && c.spec.claim.is_none_or(|claim| epoch > claim.epoch)
@@ -605,7 +598,7 @@ impl Node {
         }
         let served = client.served;
         if served {
-            let what = News::Left { epoch: Some(epoch), successor };
+            let what = News::Left { epoch: Some(epoch) };
             for own in client.prefixes.clone() {
                 self.announce(own, told_by, what, now);
             }
