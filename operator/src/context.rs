@@ -1,28 +1,38 @@
 //! The operator's caches, and who is to be told of a change.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Debug;
 use std::hash::Hash;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use aero_crds::{AcpMapping, AeroClient, AeroLink, AeroRelay, AeroServer};
+use aero_crds::{AcpMapping, AeroClient, AeroLink, AeroRelay, AeroServer, is_true};
 use anyhow::Context as _;
 use chrono::{DateTime, Utc};
 use futures::StreamExt;
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::{Namespace, Node, Pod};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use k8s_openapi::jiff::Timestamp;
 use kube::api::{Patch, PatchParams};
 use kube::runtime::WatchStreamExt;
 use kube::runtime::events::{Recorder, Reporter};
-use kube::runtime::reflector::{self, Store};
+use kube::runtime::reflector::{self, ObjectRef, Store};
 use kube::runtime::watcher::{self, Event};
 use kube::{Api, Client, Resource, ResourceExt};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::json;
 use tokio::sync::{Notify, watch as channel};
+use tokio::task::JoinSet;
+
+/// What time it is: the machine's clock, or a model's.
+pub type Clock = Arc<dyn Fn() -> Timestamp + Send + Sync>;
+
+/// The clock of this machine.
+pub fn system_clock() -> Clock {
+    Arc::new(Timestamp::now)
+}
 
 /// Keys that are to be looked at, each once however often it is marked.
 #[derive(Debug, Default)]
@@ -100,6 +110,11 @@ pub struct Context {
     /// AeroRelays (`namespace/name`) to look at.
     pub relay_queue: Queue,
     mappings_changed: channel::Sender<u64>,
+    clock: Clock,
+    /// The largest epoch of each prefix (by the mapping's name) that was seen or written here. A
+    /// table that was put back to an older state says less.
+    epochs: Mutex<BTreeMap<String, i64>>,
+    watches: Mutex<JoinSet<()>>,
 }
 
 impl Context {
@@ -107,7 +122,11 @@ impl Context {
     ///
     /// # Errors
     /// If the API server cannot be asked for the cluster's identity.
-    pub async fn start(client: Client, settings: Settings) -> anyhow::Result<Arc<Self>> {
+    pub async fn start(
+        client: Client,
+        settings: Settings,
+        clock: Clock,
+    ) -> anyhow::Result<Arc<Self>> {
         let namespaces: Api<Namespace> = Api::all(client.clone());
         let cluster = namespaces
             .get("kube-system")
@@ -141,6 +160,9 @@ impl Context {
             server_queue: Queue::default(),
             relay_queue: Queue::default(),
             mappings_changed: channel::channel(0).0,
+            clock,
+            epochs: Mutex::default(),
+            watches: Mutex::default(),
             settings,
             client: client.clone(),
         });
@@ -170,6 +192,27 @@ impl Context {
         Ok(ctx)
     }
 
+    /// Ends the watches. The caches stay as they are.
+    pub fn stop(&self) {
+        self.watches.lock().unwrap_or_else(PoisonError::into_inner).abort_all();
+    }
+
+    /// The present time as the API writes it.
+    pub fn now(&self) -> Time {
+        Time((self.clock)())
+    }
+
+    /// The largest epoch of each prefix, by its mapping's name, that is known here.
+    pub fn known_epochs(&self) -> BTreeMap<String, i64> {
+        self.epochs.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn learn_epoch(&self, mapping: &AcpMapping) {
+        let mut epochs = self.epochs.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = epochs.entry(mapping.name_any()).or_default();
+        *known = mapping.spec.epoch.max(*known);
+    }
+
     /// Waits until the cache of mappings holds what was written. Bounded: a write that is
     /// followed by a deletion is never seen.
     ///
@@ -178,9 +221,12 @@ impl Context {
     pub async fn caught_up(&self, written: &[AcpMapping]) -> anyhow::Result<()> {
         let version = |m: &AcpMapping| m.resource_version().and_then(|v| v.parse::<u64>().ok());
         let seen = |m: &AcpMapping| {
-            let cached = self.mappings.state().into_iter().find(|c| c.name_any() == m.name_any());
+            let cached = self.mappings.get(&ObjectRef::from_obj(m));
             cached.is_some_and(|c| version(&c) >= version(m))
         };
+        for mapping in written {
+            self.learn_epoch(mapping);
+        }
         let mut changes = self.mappings_changed.subscribe();
         let wait = async {
             while !written.iter().all(seen) {
@@ -195,12 +241,13 @@ impl Context {
     }
 
     fn pod_changed(&self, pod: &Pod) {
-        let annotated = pod.annotations().get(aero_crds::annotations::CLIENT);
         let namespace = pod.namespace();
+        // Whether that client exists or not: it may have gone while no operator was there.
+        if let Some(name) = pod.annotations().get(aero_crds::annotations::CLIENT) {
+            self.client_queue.mark(format!("{}/{name}", namespace.clone().unwrap_or_default()));
+        }
         for client in self.clients.state() {
-            let same = client.namespace() == namespace;
-            let name = client.name_any();
-            if same && (annotated == Some(&name) || client.selects(pod)) {
+            if client.namespace() == namespace && client.selects(pod) {
                 self.client_queue.mark(key(&*client));
             }
         }
@@ -251,13 +298,16 @@ impl Context {
     }
 
     fn mapping_changed(&self, mapping: &AcpMapping) {
+        self.learn_epoch(mapping);
         self.mappings_changed.send_modify(|n| *n = n.wrapping_add(1));
         self.link_queue.mark(mapping.spec.link_ref.name.clone());
         let of = &mapping.spec.client_ref;
         self.client_queue.mark(format!("{}/{}", of.namespace, of.name));
-        // A client that was refused this prefix may have it now.
+        // A client that was refused this prefix, or any where there was none left, may have one
+        // now.
         for client in self.clients.state() {
-            if client.spec.prefixes.contains(&mapping.spec.prefix) {
+            let waits = client.status.as_ref().is_some_and(|s| !is_true(&s.conditions, "Ready"));
+            if waits || client.spec.prefixes.contains(&mapping.spec.prefix) {
                 self.client_queue.mark(key(&*client));
             }
         }
@@ -305,6 +355,13 @@ where
     Ok(())
 }
 
+/// Objects of a cache by namespace and name. A cache has them in an order of its own that changes
+/// from start to start; what is decided, written and told must not depend on it.
+pub fn in_order<K: ResourceExt>(mut objects: Vec<Arc<K>>) -> Vec<Arc<K>> {
+    objects.sort_by_cached_key(|o| (o.namespace(), o.name_any()));
+    objects
+}
+
 /// `namespace/name`.
 pub fn key<K: ResourceExt>(object: &K) -> String {
     format!("{}/{}", object.namespace().unwrap_or_default(), object.name_any())
@@ -322,8 +379,9 @@ fn feed<K>(
     K::DynamicType: Eq + Hash + Clone + Default + Send + Sync + Unpin,
 {
     let stream = aero_crds::watch(api, config).reflect(writer);
+    let mut watches = ctx.watches.lock().unwrap_or_else(PoisonError::into_inner);
     let ctx = Arc::clone(ctx);
-    tokio::spawn(async move {
+    watches.spawn(async move {
         let mut stream = std::pin::pin!(stream);
         let mut failing = false;
         while let Some(event) = stream.next().await {
@@ -344,11 +402,6 @@ fn feed<K>(
             }
         }
     });
-}
-
-/// The present time as the API writes it.
-pub fn now() -> Time {
-    Time(k8s_openapi::jiff::Timestamp::now())
 }
 
 /// A time of the API for arithmetic.

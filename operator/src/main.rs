@@ -4,7 +4,7 @@
 
 use std::net::SocketAddr;
 
-use aero_operator::context::{Context, Settings};
+use aero_operator::context::{Context, Settings, system_clock};
 use aero_operator::run::{self, Metrics};
 use aero_telemetry::admin::{self, Readiness};
 use aero_telemetry::{logs, shutdown};
@@ -107,7 +107,7 @@ async fn main() -> anyhow::Result<()> {
                 if args.manage_crds {
                     apply_crds(&client).await?;
                 }
-                let ctx = Context::start(client, settings).await?;
+                let ctx = Context::start(client, settings, system_clock()).await?;
                 run::all(ctx, metrics).await;
                 anyhow::Ok(())
             } => outcome?,

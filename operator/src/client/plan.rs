@@ -35,6 +35,10 @@ pub struct Observed<'a> {
     pub mappings: Vec<&'a AcpMapping>,
     /// Internal addresses of nodes.
     pub nodes: BTreeMap<String, Vec<String>>,
+    /// Unix seconds: no new epoch is smaller (docs/decisions/006-epochs-after-a-restore.md).
+    pub floor: i64,
+    /// The largest epoch of each prefix, by its mapping's name, that was ever seen.
+    pub known: BTreeMap<String, i64>,
 }
 
 /// A refusal: one word and a sentence.
@@ -53,6 +57,8 @@ pub enum Write {
     Create(AcpMapping),
     /// Replace its spec; its resourceVersion makes a stale write fail.
     Replace(AcpMapping),
+    /// Say in its status that it is bound; an operator that ended between two writes has not.
+    Bind(AcpMapping),
     /// Give it up: it cools, then it is free.
     Retire(AcpMapping),
 }
@@ -85,6 +91,8 @@ pub struct Plan {
     pub identities: BTreeMap<String, Identity>,
     /// Why the client, or some of its pods, get nothing.
     pub refusals: Vec<Refusal>,
+    /// Mappings that were older than what is known of them, one text each.
+    pub repaired: Vec<String>,
 }
 
 /// How an identity stands after the plan.
@@ -116,31 +124,47 @@ pub fn plan(seen: &Observed<'_>) -> Plan {
         keep_identities(&mut plan, &own);
         return plan;
     };
+    let held = own.iter().map(|(i, ms)| (i.clone(), holder_of(ms, &seen.pods))).collect();
+    let mut assigned = identity::assign(&seen.pods, &held);
+    give_up_doubles(seen, &mut own, &mut assigned, &mut plan);
     let asked = asked_prefixes(seen, link, &key, &mut plan);
+    let mapped: BTreeSet<IpNet> =
+        seen.mappings.iter().filter_map(|m| m.spec.prefix.parse().ok()).collect();
     if !plan.refusals.is_empty() {
         refuse_pods(seen, &mut plan, &own);
+        // What a pod holds it keeps, and an operator that ended between two writes may not have
+        // said so on the pod.
+        for pod in &seen.pods {
+            let held =
+                |m: &AcpMapping| m.spec.holder.as_ref().is_some_and(|h| h.pod_uid == pod.uid);
+            let Some(identity) = own.iter().find(|(_, ms)| ms.iter().any(held)) else { continue };
+            let (identity, mut kept) = (identity.0.clone(), identity.1.clone());
+            kept.retain(held);
+            own.remove(&identity);
+            let (key, mapped, identity) = (&key, &mapped, &identity);
+            Want { seen, link, asked: &asked, mapped, key, identity, pod }.settle(kept, &mut plan);
+        }
+        tell_repaired(&mut plan);
         keep_identities(&mut plan, &own);
         return plan;
     }
-    let mut taken: BTreeSet<IpNet> =
-        seen.mappings.iter().filter_map(|m| m.spec.prefix.parse().ok()).collect();
+    let mut taken = mapped.clone();
     // What is asked for by name is not given to others that ask for any.
     taken.extend(asked.iter().copied());
-    let held = own
-        .iter()
-        .map(|(identity, ms)| {
-            (
-                identity.clone(),
-                ms.iter().find_map(|m| m.spec.holder.as_ref()).map(|h| h.pod_uid.clone()),
-            )
-        })
-        .collect();
-    let assigned = identity::assign(&seen.pods, &held);
     for (identity, pod) in assigned {
         let present = own.remove(&identity).unwrap_or_default();
-        let want = Want { seen, link, asked: &asked, key: &key, identity: &identity, pod };
+        let want = Want {
+            seen,
+            link,
+            asked: &asked,
+            mapped: &mapped,
+            key: &key,
+            identity: &identity,
+            pod,
+        };
         want.plan(&present, &mut taken, &mut plan);
     }
+    tell_repaired(&mut plan);
     keep_identities(&mut plan, &own);
     for (pod, other) in &seen.taken_pods {
         plan.refusals.push(Refusal {
@@ -158,6 +182,8 @@ struct Want<'a> {
     seen: &'a Observed<'a>,
     link: &'a LinkView,
     asked: &'a [IpNet],
+    /// Prefixes that have a mapping.
+    mapped: &'a BTreeSet<IpNet>,
     key: &'a ClientRef,
     identity: &'a str,
     pod: &'a PodView,
@@ -171,7 +197,13 @@ impl Want<'_> {
         for family in &self.seen.client.spec.families {
             let of_family = |m: &&AcpMapping| family_of(m) == Some(*family);
             let mut candidates: Vec<&AcpMapping> = present.iter().filter(of_family).collect();
-            candidates.sort_by_key(|m| std::cmp::Reverse((m.spec.epoch, m.metadata.name.clone())));
+            // Where two operators have each made one, both must choose the same: the one that the
+            // pod was told.
+            candidates.sort_by_cached_key(|m| {
+                let cools = phase_of(m) == Some(Phase::Cooling);
+                let rank = (self.is_holder(m), !cools, self.was_told(m));
+                std::cmp::Reverse((rank, m.spec.epoch, m.metadata.name.clone()))
+            });
             let asked =
                 asked.filter(|p| pool_of(self.link, *p).is_some_and(|q| q.family() == *family));
             let running = candidates.iter().any(|m| self.is_holder(m));
@@ -187,7 +219,9 @@ impl Want<'_> {
             }
             let mapping = match chosen {
                 Some(m) => Ok(m),
-                None => self.new_mapping(*family, asked, taken),
+                None => {
+                    self.new_mapping(*family, self.told(*family, asked, taken).or(asked), taken)
+                }
             };
             match mapping {
                 Ok(m) => kept.push(m),
@@ -198,12 +232,19 @@ impl Want<'_> {
             self.refuse(&r, plan);
             plan.refusals.push(r);
         }
+        self.settle(kept, plan);
+    }
+
+    /// Makes the pod the holder of mappings, and says so on it.
+    fn settle(&self, kept: Vec<AcpMapping>, plan: &mut Plan) {
         if kept.is_empty() {
             return;
         }
         let mut identity = Identity::default();
+        let table = kept.iter().map(|m| m.spec.epoch).max().unwrap_or(0);
+        let claimed = self.told_epoch().filter(|e| *e > table).unwrap_or(0);
         for mapping in kept {
-            let after = self.hold(mapping, plan);
+            let after = self.hold(mapping, claimed, plan);
             identity.prefixes.extend(after.spec.prefix.parse::<IpNet>());
             identity.epoch = identity.epoch.max(after.spec.epoch);
             identity.holder = after.spec.holder;
@@ -235,6 +276,12 @@ impl Want<'_> {
                 describe(&self.link.pools),
             ),
         };
+        if let Some(prefix) = asked.filter(|p| self.mapped.contains(p)) {
+            // Another identity of this client has it; the mappings of others were looked at before.
+            let holder = self.seen.mappings.iter().find(|m| m.spec.prefix.parse() == Ok(prefix));
+            let message = holder.map_or_else(String::new, |m| held_by(m, prefix));
+            return Err(Refusal { reason: "PrefixHeld", message });
+        }
         let prefix = asked.or_else(free).ok_or_else(exhausted)?;
         taken.insert(prefix);
         let name = mapping_name(prefix).ok_or_else(exhausted)?;
@@ -253,8 +300,42 @@ impl Want<'_> {
         ))
     }
 
-    /// Makes the pod the holder; the mapping as it will be.
-    fn hold(&self, mut mapping: AcpMapping, plan: &mut Plan) -> AcpMapping {
+    /// What the pod was told before, if it was this client that told it.
+    fn told_before(&self, name: &str) -> Option<&String> {
+        let told = &self.pod.annotations;
+        let ours = told.get(annotations::POD_UID) == Some(&self.pod.uid)
+            && told.get(annotations::CLIENT) == Some(&self.key.name)
+            && told.get(annotations::IDENTITY).map(String::as_str) == Some(self.identity);
+        told.get(name).filter(|_| ours)
+    }
+
+    fn told_epoch(&self) -> Option<i64> {
+        self.told_before(annotations::EPOCH)?.parse().ok()
+    }
+
+    /// The prefixes that the pod was told.
+    fn told_prefixes(&self) -> impl Iterator<Item = IpNet> {
+        let list = self.told_before(annotations::PREFIX).map_or("", String::as_str);
+        list.split(',').filter_map(|p| p.parse().ok())
+    }
+
+    fn was_told(&self, mapping: &AcpMapping) -> bool {
+        self.told_prefixes().any(|p| mapping.spec.prefix.parse() == Ok(p))
+    }
+
+    /// The prefix that the pod was told, where the table has lost it: the pod runs with it.
+    fn told(&self, family: Family, asked: Option<IpNet>, taken: &BTreeSet<IpNet>) -> Option<IpNet> {
+        let free = |p: &IpNet| {
+            let own = asked == Some(*p);
+            !self.mapped.contains(p) && (own || !taken.contains(p))
+        };
+        let fits = |p: &IpNet| pool_of(self.link, *p).is_some_and(|q| q.family() == family);
+        self.told_prefixes().find(|p| free(p) && fits(p))
+    }
+
+    /// Makes the pod the holder; the mapping as it will be. `claimed`: an epoch that the pod was
+    /// told and the table does not know.
+    fn hold(&self, mut mapping: AcpMapping, claimed: i64, plan: &mut Plan) -> AcpMapping {
         let node = self.pod.node.clone().unwrap_or_default();
         let underlay = self.seen.nodes.get(&node).cloned().unwrap_or_default();
         let holder = Holder {
@@ -265,11 +346,24 @@ impl Want<'_> {
         };
         let before = mapping.spec.holder.clone();
         let cooling = phase_of(&mapping) == Some(Phase::Cooling);
-        if before.as_ref() == Some(&holder) && !cooling {
+        let known = mapping.metadata.name.as_ref().and_then(|n| self.seen.known.get(n));
+        let known = known.copied().unwrap_or(0).max(claimed);
+        let old = mapping.spec.epoch;
+        if before.as_ref() == Some(&holder) && !cooling && old >= known {
+            if !is_bound(&mapping) {
+                plan.writes.push(Write::Bind(mapping.clone()));
+            }
             return mapping;
         }
+        if !self.is_holder(&mapping) || old < known {
+            mapping.spec.epoch = (old.max(known) + 1).max(self.seen.floor);
+            if old < known {
+                let (prefix, new) = (&mapping.spec.prefix, mapping.spec.epoch);
+                let text = format!("{} {prefix} epoch {old} -> {new}", self.identity);
+                plan.repaired.push(text);
+            }
+        }
         if !self.is_holder(&mapping) {
-            mapping.spec.epoch += 1;
             plan.told.push(self.tell(&mapping, before.as_ref(), &node));
         }
         mapping.spec.holder = Some(holder);
@@ -282,7 +376,7 @@ impl Want<'_> {
 
     fn tell(&self, mapping: &AcpMapping, before: Option<&Holder>, node: &str) -> Told {
         let (who, prefix) = (self.identity, &mapping.spec.prefix);
-        let first = mapping.spec.epoch == 1;
+        let first = mapping.metadata.resource_version.is_none();
         let message = match before {
             _ if first => format!("{who} gets {prefix} on {node}"),
             Some(b) if b.node != node => format!("{who} keeps {prefix}, {} -> {node}", b.node),
@@ -379,6 +473,43 @@ fn held_by(mapping: &AcpMapping, prefix: IpNet) -> String {
     }
 }
 
+/// A pod that holds mappings of two identities keeps the one. An operator makes such a thing where
+/// its cache lags behind what it, or another that also thinks that it leads, has written.
+fn give_up_doubles(
+    seen: &Observed<'_>,
+    own: &mut BTreeMap<String, Vec<AcpMapping>>,
+    assigned: &mut BTreeMap<String, &PodView>,
+    plan: &mut Plan,
+) {
+    let keeps: BTreeMap<&str, String> =
+        assigned.iter().map(|(identity, pod)| (pod.uid.as_str(), identity.clone())).collect();
+    own.retain(|identity, mappings| {
+        let holder = holder_of(mappings, &seen.pods);
+        let kept = holder.as_deref().and_then(|uid| keeps.get(uid));
+        if kept.is_none_or(|k| k == identity) {
+            return true;
+        }
+        let live = |m: &&AcpMapping| phase_of(m) != Some(Phase::Cooling);
+        plan.writes.extend(mappings.iter().filter(live).cloned().map(Write::Retire));
+        // Whoever else is to have this identity gets it when the mapping says that it is free.
+        assigned.remove(identity);
+        false
+    });
+}
+
+/// One Event for all that was repaired.
+fn tell_repaired(plan: &mut Plan) {
+    if plan.repaired.is_empty() {
+        return;
+    }
+    let message = format!(
+        "the table was older than what is known (was it put back from a backup?); given anew: {}",
+        plan.repaired.join("; ")
+    );
+    let told = Told { reason: "Repaired", message, warning: true, pod: None, moved: None };
+    plan.told.push(told);
+}
+
 fn refuse_pods(seen: &Observed<'_>, plan: &mut Plan, own: &BTreeMap<String, Vec<AcpMapping>>) {
     let Some(refusal) = plan.refusals.first().cloned() else { return };
     let holders: BTreeSet<&str> = own
@@ -439,6 +570,19 @@ fn keep_identities(plan: &mut Plan, own: &BTreeMap<String, Vec<AcpMapping>>) {
             entry.holder = m.spec.holder.clone();
         }
     }
+}
+
+/// UID of the pod that holds an identity's mappings: one that is there, before one that is gone.
+fn holder_of(mappings: &[AcpMapping], pods: &[PodView]) -> Option<String> {
+    let holders = || mappings.iter().filter_map(|m| m.spec.holder.as_ref()).map(|h| &h.pod_uid);
+    let present = holders().find(|uid| pods.iter().any(|p| p.uid == **uid));
+    present.or_else(|| holders().next()).cloned()
+}
+
+/// Whether the status says that a mapping is its client's and has a holder.
+pub fn is_bound(mapping: &AcpMapping) -> bool {
+    let status = mapping.status.as_ref();
+    phase_of(mapping) == Some(Phase::Bound) && status.is_some_and(|s| s.released_at.is_none())
 }
 
 /// Namespace and name of a client.

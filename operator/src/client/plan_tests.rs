@@ -1,5 +1,5 @@
 use super::*;
-use aero_crds::AeroClientSpec;
+use aero_crds::{AcpMappingStatus, AeroClientSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 
 fn client(name: &str) -> AeroClient {
@@ -39,7 +39,8 @@ fn observed<'a>(
         .enumerate()
         .map(|(i, n)| ((*n).to_string(), vec![format!("192.0.2.1{}", i + 1)]))
         .collect();
-    Observed { client, link: link(), pods, taken_pods: vec![], mappings, nodes }
+    let known = BTreeMap::new();
+    Observed { client, link: link(), pods, taken_pods: vec![], mappings, nodes, floor: 0, known }
 }
 
 /// What the API server would hold after the writes of a plan.
@@ -47,9 +48,11 @@ fn written(plan: &Plan) -> Vec<AcpMapping> {
     plan.writes
         .iter()
         .map(|w| match w {
-            Write::Create(m) | Write::Replace(m) | Write::Retire(m) => {
+            Write::Create(m) | Write::Replace(m) | Write::Bind(m) | Write::Retire(m) => {
                 let mut m = m.clone();
                 m.metadata.resource_version = Some("1".into());
+                let phase = Some(Phase::Bound);
+                m.status = Some(AcpMappingStatus { phase, ..AcpMappingStatus::default() });
                 m
             }
         })

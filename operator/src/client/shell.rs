@@ -3,21 +3,22 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use aero_crds::{AcpMapping, AeroClient, AeroLink, Phase, annotations, parse_duration};
+use aero_crds::{AcpMapping, AeroClient, AeroLink, annotations, parse_duration};
 use anyhow::Context as _;
 use futures::{TryStreamExt, stream};
 use k8s_openapi::api::core::v1::{Node, ObjectReference, Pod};
 use kube::api::{Patch, PatchParams, PostParams};
 use kube::runtime::events::{Event, EventType};
+use kube::runtime::reflector::ObjectRef;
 use kube::{Api, Resource, ResourceExt};
 use serde_json::json;
 
 use super::identity::PodView;
-use super::plan::{LinkView, Observed, Plan, Told, Write, plan};
+use super::plan::{LinkView, Observed, Plan, Told, Write, is_bound, plan};
 use super::{owner, status};
 use crate::allocation::effective_pools;
-use crate::context::{Context, apply_status, now};
-use crate::mapping::retire;
+use crate::context::{Context, apply_status, in_order};
+use crate::mapping::{holder_lives, patch_status, retire};
 
 /// Field manager of what this controller applies.
 const MANAGER: &str = "aero-operator-client";
@@ -34,7 +35,7 @@ pub async fn reconcile(ctx: &Context, key: &str) -> anyhow::Result<()> {
     let Some(client) = clients.iter().filter(alive).find(|c| key_of(c) == key).cloned() else {
         return client_gone(ctx, key).await;
     };
-    let mappings = ctx.mappings.state();
+    let mappings = in_order(ctx.mappings.state());
     let (pods, taken_pods) = pods_of(ctx, &clients, &client);
     let seen = Observed {
         client: &client,
@@ -48,6 +49,8 @@ pub async fn reconcile(ctx: &Context, key: &str) -> anyhow::Result<()> {
         taken_pods,
         mappings: mappings.iter().map(AsRef::as_ref).collect(),
         nodes: ctx.nodes.state().iter().map(|n| (n.name_any(), addresses(n))).collect(),
+        floor: ctx.now().0.as_second(),
+        known: ctx.known_epochs(),
     };
     let plan = plan(&seen);
     carry_out(ctx, &client, &plan).await?;
@@ -75,7 +78,7 @@ fn pods_of(
     client: &AeroClient,
 ) -> (Vec<PodView>, Vec<(String, String)>) {
     let (mut pods, mut taken) = (Vec::new(), Vec::new());
-    for pod in ctx.pods.state_filter(|p| client.selects(p)) {
+    for pod in in_order(ctx.pods.state_filter(|p| client.selects(p))) {
         let Some(view) = PodView::of(&pod) else { continue };
         match owner(clients, &pod) {
             Some(o) if o.metadata.uid == client.metadata.uid => pods.push(view),
@@ -102,16 +105,18 @@ async fn carry_out(ctx: &Context, client: &AeroClient, plan: &Plan) -> anyhow::R
     for told in &plan.told {
         tell(ctx, client, told).await;
     }
-    let status = status::status(client, plan, &now());
+    let status = status::status(client, plan, &ctx.now());
     if client.status.as_ref() != Some(&status) {
         let api: Api<AeroClient> = Api::namespaced(ctx.client.clone(), &namespace);
         apply_status(&api, &client.name_any(), MANAGER, &status).await?;
     }
-    for mapping in &written {
-        bind_phase(ctx, mapping).await?;
-    }
+    let bound: Vec<AcpMapping> = stream::iter(written.into_iter().map(Ok))
+        .map_ok(|m| bind_phase(ctx, m))
+        .try_buffer_unordered(PARALLEL)
+        .try_collect()
+        .await?;
     // The next round must see what this one wrote, or it would allocate twice.
-    ctx.caught_up(&written).await
+    ctx.caught_up(&bound).await
 }
 
 /// Writes one mapping; `None` for one that was given up.
@@ -131,9 +136,11 @@ async fn write(
             Ok(Some(made.with_context(|| format!("{} cannot be made", m.spec.prefix))?))
         }
         Write::Replace(m) => {
+            may_take(ctx, m).await?;
             let done = api.replace(&m.name_any(), &params, m).await;
             Ok(Some(done.with_context(|| format!("{} cannot be changed", m.spec.prefix))?))
         }
+        Write::Bind(m) => Ok(Some(m.clone())),
         Write::Retire(m) => {
             let cool = parse_duration(&client.spec.cool_down).unwrap_or_default();
             retire(ctx, m, cool).await?;
@@ -142,16 +149,24 @@ async fn write(
     }
 }
 
-/// Marks a mapping as its client's.
-async fn bind_phase(ctx: &Context, mapping: &AcpMapping) -> anyhow::Result<()> {
-    let status = mapping.status.clone().unwrap_or_default();
-    if status.phase == Some(Phase::Bound) && status.released_at.is_none() {
-        return Ok(());
+/// Refuses to take a prefix from a pod that lives: then this operator's cache of pods lags, or it
+/// does not lead any more and another operator has placed that pod.
+async fn may_take(ctx: &Context, mapping: &AcpMapping) -> anyhow::Result<()> {
+    let Some(present) = ctx.mappings.get(&ObjectRef::from_obj(mapping)) else { return Ok(()) };
+    let uid = |m: &AcpMapping| m.spec.holder.as_ref().map(|h| h.pod_uid.clone());
+    if uid(&present) != uid(mapping) && holder_lives(ctx, &present).await? {
+        anyhow::bail!("{} is held by a pod that lives", mapping.spec.prefix);
     }
-    let api: Api<AcpMapping> = Api::all(ctx.client.clone());
-    let patch = json!({"status": {"phase": "Bound", "releasedAt": null, "freeAt": null}});
-    api.patch_status(&mapping.name_any(), &PatchParams::default(), &Patch::Merge(patch)).await?;
     Ok(())
+}
+
+/// Marks a mapping as its client's, as long as it is what was written.
+async fn bind_phase(ctx: &Context, mapping: AcpMapping) -> anyhow::Result<AcpMapping> {
+    if is_bound(&mapping) {
+        return Ok(mapping);
+    }
+    let status = json!({"phase": "Bound", "releasedAt": null, "freeAt": null});
+    patch_status(ctx, &mapping, status).await
 }
 
 /// Applies our annotations to a pod; what was ours and is not wanted any more goes away.
@@ -213,7 +228,7 @@ async fn client_gone(ctx: &Context, key: &str) -> anyhow::Result<()> {
         p.namespace().as_deref() == Some(namespace)
             && p.annotations().get(annotations::CLIENT).map(String::as_str) == Some(name)
     });
-    for pod in pods {
+    for pod in in_order(pods) {
         if let Some(uid) = pod.metadata.uid.clone() {
             annotate(ctx, namespace, &pod.name_any(), &uid, &BTreeMap::new()).await?;
         }
@@ -229,7 +244,7 @@ async fn strip_unselected(ctx: &Context, client: &AeroClient) -> anyhow::Result<
             && p.annotations().get(annotations::CLIENT) == Some(&name)
             && !client.selects(p)
     });
-    for pod in stale {
+    for pod in in_order(stale) {
         if let Some(uid) = pod.metadata.uid.clone() {
             let namespace = client.namespace().unwrap_or_default();
             annotate(ctx, &namespace, &pod.name_any(), &uid, &BTreeMap::new()).await?;

@@ -10,7 +10,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::{Api, ResourceExt};
 
 use crate::allocation::{EffectivePool, effective_pools};
-use crate::context::{Context, apply_status, now};
+use crate::context::{Context, apply_status};
 
 /// Field manager of what this controller applies.
 const MANAGER: &str = "aero-operator-link";
@@ -89,7 +89,7 @@ pub async fn reconcile(ctx: &Context, name: &str) -> anyhow::Result<()> {
         .collect();
     let mappings = ctx.mappings.state_filter(|m| m.spec.link_ref.name == name);
     let mappings: Vec<&AcpMapping> = mappings.iter().map(AsRef::as_ref).collect();
-    let status = status(link, &pools, &others, &mappings, &now());
+    let status = status(link, &pools, &others, &mappings, &ctx.now());
     if link.status.as_ref() == Some(&status) {
         return Ok(());
     }

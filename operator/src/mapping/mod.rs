@@ -6,12 +6,15 @@ use std::collections::{BTreeMap, HashSet};
 use std::time::Duration;
 
 use aero_crds::{AcpMapping, AeroClient, Phase, parse_duration};
+use anyhow::Context as _;
 use chrono::{DateTime, Utc};
+use k8s_openapi::api::core::v1::Pod;
 use kube::api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions};
 use kube::{Api, ResourceExt};
-use serde_json::json;
+use serde_json::{Value, json};
 
-use crate::context::{Context, now, to_chrono};
+use crate::client::identity::PodView;
+use crate::context::{Context, in_order, to_chrono};
 
 /// A holder whose pod is gone is taken off the mapping after this long, unless a new pod of the
 /// identity has taken its place.
@@ -29,6 +32,8 @@ pub enum Fate {
     Leave,
     /// Its holder's pod is gone: take the holder off.
     ClearHolder,
+    /// It has no holder, and nothing says since when: say now.
+    MarkReleased,
     /// Nobody has wanted it for long enough: give it up.
     Retire(Duration),
     /// It has cooled: delete it.
@@ -79,6 +84,9 @@ pub fn fate(
             Fate::Leave
         };
     }
+    if mapping.spec.holder.is_none() && status.released_at.is_none() {
+        return Fate::MarkReleased;
+    }
     if mapping.spec.holder.is_none()
         && let (Some(released), Some(client)) = (status.released_at.as_ref(), client)
     {
@@ -97,24 +105,21 @@ pub async fn collect(ctx: &Context, looks: &mut Looks) {
     let pods: HashSet<String> =
         ctx.pods.state().iter().filter_map(|p| p.metadata.uid.clone()).collect();
     let clients = ctx.clients.state();
-    let api: Api<AcpMapping> = Api::all(ctx.client.clone());
-    for mapping in ctx.mappings.state() {
+    for mapping in in_order(ctx.mappings.state()) {
         let of = &mapping.spec.client_ref;
         let client = clients.iter().find(|c| {
             c.name_any() == of.name && c.namespace().as_deref() == Some(of.namespace.as_str())
         });
-        let fate = fate(&mapping, client.map(AsRef::as_ref), &pods, looks, Utc::now());
+        let fate = fate(&mapping, client.map(AsRef::as_ref), &pods, looks, to_chrono(&ctx.now()));
         let done = match fate {
             Fate::Leave => Ok(()),
-            Fate::ClearHolder => clear_holder(&api, &mapping).await,
-            Fate::Retire(cool) => retire(ctx, &mapping, cool).await,
-            Fate::Delete => {
-                let preconditions = Preconditions {
-                    resource_version: mapping.resource_version(),
-                    uid: mapping.uid(),
-                };
-                let params = DeleteParams::default().preconditions(preconditions);
-                api.delete(&mapping.name_any(), &params).await.map(drop).map_err(Into::into)
+            Fate::MarkReleased => patch_status(ctx, &mapping, released(ctx)).await.map(drop),
+            Fate::ClearHolder | Fate::Retire(_) | Fate::Delete => {
+                match holder_lives(ctx, &mapping).await {
+                    Ok(false) => end(ctx, &mapping, &fate).await,
+                    Ok(true) => Ok(()),
+                    Err(e) => Err(e),
+                }
             }
         };
         if let Err(e) = done {
@@ -126,31 +131,89 @@ pub async fn collect(ctx: &Context, looks: &mut Looks) {
     looks.orphaned.retain(|n, _| names.contains(n));
 }
 
-async fn clear_holder(api: &Api<AcpMapping>, mapping: &AcpMapping) -> anyhow::Result<()> {
-    let mut cleared = mapping.clone();
-    let pod = cleared.spec.holder.take().map(|h| h.pod_name).unwrap_or_default();
-    api.replace(&mapping.name_any(), &PostParams::default(), &cleared).await?;
-    let patch = json!({"status": {"phase": "Bound", "releasedAt": now()}});
-    api.patch_status(&mapping.name_any(), &PatchParams::default(), &Patch::Merge(patch)).await?;
+async fn end(ctx: &Context, mapping: &AcpMapping, fate: &Fate) -> anyhow::Result<()> {
+    match fate {
+        Fate::ClearHolder => clear_holder(ctx, mapping).await,
+        Fate::Retire(cool) => retire(ctx, mapping, *cool).await,
+        Fate::Delete => delete(ctx, mapping).await,
+        Fate::Leave | Fate::MarkReleased => Ok(()),
+    }
+}
+
+/// Whether the pod that holds a mapping is there and not finished, by the API server's own word.
+/// The cache of pods may lag: what takes a prefix from a pod asks first. A UID that is gone does
+/// not come back, so the answer is good until the write.
+///
+/// # Errors
+/// If the API server does not answer.
+pub async fn holder_lives(ctx: &Context, mapping: &AcpMapping) -> anyhow::Result<bool> {
+    let Some(holder) = &mapping.spec.holder else { return Ok(false) };
+    let pods: Api<Pod> = Api::namespaced(ctx.client.clone(), &mapping.spec.client_ref.namespace);
+    let pod = pods.get_opt(&holder.pod_name).await?.as_ref().and_then(PodView::of);
+    Ok(pod.is_some_and(|p| p.uid == holder.pod_uid))
+}
+
+/// Changes the status of a mapping, if it is still what was read: a decision about a mapping
+/// that has changed meanwhile, by this operator or by one that leads now, must not count.
+///
+/// # Errors
+/// If it has changed, or the API server does not take it.
+pub async fn patch_status(
+    ctx: &Context,
+    mapping: &AcpMapping,
+    status: Value,
+) -> anyhow::Result<AcpMapping> {
+    let api: Api<AcpMapping> = Api::all(ctx.client.clone());
+    let metadata = json!({"resourceVersion": mapping.resource_version(), "uid": mapping.uid()});
+    let patch = Patch::Merge(json!({"metadata": metadata, "status": status}));
+    let done = api.patch_status(&mapping.name_any(), &PatchParams::default(), &patch).await;
+    done.with_context(|| format!("the status of {} cannot be changed", mapping.spec.prefix))
+}
+
+fn released(ctx: &Context) -> Value {
+    json!({"phase": "Bound", "releasedAt": ctx.now(), "freeAt": null})
+}
+
+/// Status first: a mapping without a holder always says since when, wherever an operator ends.
+async fn clear_holder(ctx: &Context, mapping: &AcpMapping) -> anyhow::Result<()> {
+    let marked = patch_status(ctx, mapping, released(ctx)).await?;
+    let pod = mapping.spec.holder.as_ref().map(|h| h.pod_name.as_str()).unwrap_or_default();
+    take_holder_off(ctx, marked).await?;
     tracing::info!(prefix = mapping.spec.prefix, pod, "the holder is gone; the prefix is kept");
     Ok(())
 }
 
-/// Gives a prefix up: it cools, then it is free.
-pub async fn retire(ctx: &Context, mapping: &AcpMapping, cool: Duration) -> anyhow::Result<()> {
+async fn take_holder_off(ctx: &Context, mut mapping: AcpMapping) -> anyhow::Result<()> {
     let api: Api<AcpMapping> = Api::all(ctx.client.clone());
-    let mut cleared = mapping.clone();
-    if cleared.spec.holder.take().is_some() {
-        api.replace(&mapping.name_any(), &PostParams::default(), &cleared).await?;
+    if mapping.spec.holder.take().is_some() {
+        api.replace(&mapping.name_any(), &PostParams::default(), &mapping).await?;
     }
-    let free_at = Utc::now() + cool;
-    let patch = json!({"status": {
+    Ok(())
+}
+
+/// Gives a prefix up: it cools, then it is free.
+///
+/// # Errors
+/// If the mapping has changed since it was read, or the API server does not take it.
+pub async fn retire(ctx: &Context, mapping: &AcpMapping, cool: Duration) -> anyhow::Result<()> {
+    let free_at = to_chrono(&ctx.now()) + cool;
+    let status = json!({
         "phase": "Cooling",
-        "releasedAt": now(),
+        "releasedAt": ctx.now(),
         "freeAt": free_at.to_rfc3339_opts(chrono::SecondsFormat::Secs, true),
-    }});
-    api.patch_status(&mapping.name_any(), &PatchParams::default(), &Patch::Merge(patch)).await?;
+    });
+    let cooling = patch_status(ctx, mapping, status).await?;
+    take_holder_off(ctx, cooling).await?;
     tracing::info!(prefix = mapping.spec.prefix, %free_at, "given up; cools");
+    Ok(())
+}
+
+async fn delete(ctx: &Context, mapping: &AcpMapping) -> anyhow::Result<()> {
+    let api: Api<AcpMapping> = Api::all(ctx.client.clone());
+    let preconditions =
+        Preconditions { resource_version: mapping.resource_version(), uid: mapping.uid() };
+    let params = DeleteParams::default().preconditions(preconditions);
+    api.delete(&mapping.name_any(), &params).await?;
     Ok(())
 }
 

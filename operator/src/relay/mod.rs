@@ -3,7 +3,7 @@
 use aero_crds::{AeroRelay, condition, set_condition};
 use kube::{Api, ResourceExt};
 
-use crate::context::{Context, apply_status, key, now};
+use crate::context::{Context, apply_status, key};
 
 /// Field manager of what this controller applies.
 const MANAGER: &str = "aero-operator-relay";
@@ -19,7 +19,7 @@ pub async fn reconcile(ctx: &Context, wanted: &str) -> anyhow::Result<()> {
     let generation = relay.metadata.generation;
     status.observed_generation = generation;
     let text = "this version runs no Relays; every client registers with every Server of its link";
-    let ready = condition("Ready", false, "NotYetSupported", text, generation, now());
+    let ready = condition("Ready", false, "NotYetSupported", text, generation, ctx.now());
     set_condition(&mut status.conditions, ready);
     if relay.status.as_ref() == Some(&status) {
         return Ok(());

@@ -12,7 +12,7 @@ use kube::{Api, Resource, ResourceExt};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-use crate::context::{Context, apply_status, key, now};
+use crate::context::{Context, apply_status, key};
 
 /// Field manager of what this controller applies.
 const MANAGER: &str = "aero-operator-server";
@@ -93,7 +93,7 @@ pub async fn reconcile(ctx: &Context, wanted: &str) -> anyhow::Result<()> {
         seen.ready = status.and_then(|s| s.ready_replicas).unwrap_or(0);
         seen.addresses = addresses(ctx, server);
     }
-    let status = status(server, &seen, &now());
+    let status = status(server, &seen, &ctx.now());
     if server.status.as_ref() == Some(&status) {
         return Ok(());
     }
