@@ -2,6 +2,7 @@
 E2E = target/debug/e2e
 
 .PHONY: help demo demo-down test unit lint images programs crds clean-lab protocol-table simulate fuzz interop
+.PHONY: help demo demo-down test unit lint images programs crds clean-lab protocol-table faults
 
 help: ## say what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -50,6 +51,8 @@ SECONDS ?= 20
 fuzz: ## attack parsers and engines for SECONDS=
 	@cargo build -q --locked -p aero-fuzz
 	@target/debug/aero-fuzz --seconds $(SECONDS)
+faults: ## run the tests and say which fault cases they show (LAB=no: without the lab)
+	@e2e/faults.sh
 
 protocol-table: ## run the tests and say which elements of the protocol they show
 	@e2e/protocol-table.sh

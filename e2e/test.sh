@@ -31,6 +31,7 @@ step ./target/debug/e2e images
 step cargo test --locked -p aero-e2e --test kubernetes
 step cargo run -q --locked -p aero-elements -- accept --log "$log"
 step cargo run -q --locked -p aero-elements -- table
+step cargo run -q --locked -p aero-elements -- faults
 passed=$(grep -oE '^test result: .* ([0-9]+) passed' "$log" | grep -oE '[0-9]+ passed' | awk '{n += $1} END {print n + 0}')
 failed=$(grep -oE '; ([0-9]+) failed' "$log" | awk '{n += $2} END {print n + 0}')
 [ "$passed" -gt 0 ] || status=1

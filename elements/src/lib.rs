@@ -26,6 +26,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod faults;
 pub mod log;
 pub mod records;
 pub mod rows;
@@ -68,6 +69,10 @@ fn claim(test: &str, ids: &[&str], location: &Location<'_>) -> Covered {
     if let Some(id) = ids.iter().find(|id| rows::find(id).is_none()) {
         panic!("{location}: no element is called {id:?}; see elements/src/rows.rs");
     }
+    record(test, ids, location)
+}
+
+fn record(test: &str, ids: &[&str], location: &Location<'_>) -> Covered {
     Covered {
         record: Record {
             test: test.to_string(),
@@ -76,6 +81,8 @@ fn claim(test: &str, ids: &[&str], location: &Location<'_>) -> Covered {
             line: location.line(),
             rows: ids.iter().map(ToString::to_string).collect(),
             accepted: None,
+            figure: None,
+            level: None,
         },
     }
 }

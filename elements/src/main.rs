@@ -6,7 +6,7 @@ use std::process::Command;
 
 use aero_elements::log::Outcome;
 use aero_elements::records::{self, Record};
-use aero_elements::{log, scan, table};
+use aero_elements::{faults, log, scan, table};
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
 
@@ -33,6 +33,8 @@ enum Verb {
     },
     /// Write `results/protocol.json` and `docs/protocol-table.md`.
     Table,
+    /// Write `results/faults.json` and `docs/faults.md`.
+    Faults,
     /// Write `docs/protocol-table.md` only.
     Docs,
 }
@@ -43,6 +45,7 @@ fn main() -> Result<()> {
     match cli.verb {
         Verb::Accept { log } => accept(&folder, &log, &commit(&cli.root)),
         Verb::Table => write_table(&cli.root, &cli.target, &folder),
+        Verb::Faults => write_faults(&cli.root, &cli.target, &folder),
         Verb::Docs => write_docs(&cli.root).map(drop),
     }
 }
@@ -112,5 +115,22 @@ fn write_table(root: &Path, target: &Path, folder: &Path) -> Result<()> {
     if !summary.claimed_but_not_run.is_empty() {
         println!("claimed, but not run here: {}", summary.claimed_but_not_run.join(" "));
     }
+    Ok(())
+}
+
+fn write_faults(root: &Path, target: &Path, folder: &Path) -> Result<()> {
+    let records: Vec<Record> = records::read(folder)?.into_iter().map(|(_, r)| r).collect();
+    let commit = commit(root);
+    let document = root.join("docs/faults.md");
+    std::fs::write(&document, faults::document(&records, &commit))
+        .with_context(|| document.display().to_string())?;
+    let summary = faults::summary(&records, &commit);
+    let path = target.join("results/faults.json");
+    std::fs::create_dir_all(target.join("results"))?;
+    std::fs::write(&path, serde_json::to_string_pretty(&summary)? + "\n")
+        .with_context(|| path.display().to_string())?;
+    let open = summary.get("not_yet").and_then(serde_json::Value::as_array).map_or(0, Vec::len);
+    let all = faults::CASES.len();
+    println!("{} of {all} fault cases held, {open} not yet; {}", all - open, path.display());
     Ok(())
 }

@@ -21,6 +21,12 @@ pub struct Record {
     pub rows: Vec<String>,
     /// The commit at which the log of a run said that this test passed.
     pub accepted: Option<String>,
+    /// What was measured; of fault cases only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub figure: Option<String>,
+    /// U, N or K; of fault cases only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub level: Option<String>,
 }
 
 impl Record {

@@ -64,11 +64,8 @@ pub fn assign<'a>(
     let mut assigned: BTreeMap<String, &PodView> = BTreeMap::new();
     let mut ordered: Vec<&PodView> = pods.iter().filter(|p| p.node.is_some()).collect();
     ordered.sort_by(|a, b| (&a.created, &a.name).cmp(&(&b.created, &b.name)));
-    // Of two that it holds by mistake, the one that it was told.
     let holds = |p: &PodView| {
-        let told = p.annotations.get(aero_crds::annotations::IDENTITY);
-        let all = held.iter().filter(|(_, uid)| uid.as_deref() == Some(&p.uid));
-        all.map(|(identity, _)| identity).min_by_key(|i| Some(*i) != told)
+        held.iter().find(|(_, uid)| uid.as_deref() == Some(&p.uid)).map(|(identity, _)| identity)
     };
     for pod in &ordered {
         if let Some(identity) = holds(pod) {

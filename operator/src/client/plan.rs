@@ -124,9 +124,11 @@ pub fn plan(seen: &Observed<'_>) -> Plan {
         keep_identities(&mut plan, &own);
         return plan;
     };
-    let held = own.iter().map(|(i, ms)| (i.clone(), holder_of(ms, &seen.pods))).collect();
+    let mut held = own.iter().map(|(i, ms)| (i.clone(), holder_of(ms, &seen.pods))).collect();
+    let doubles = give_up_doubles(seen, &mut own, &mut held, &mut plan);
     let mut assigned = identity::assign(&seen.pods, &held);
-    give_up_doubles(seen, &mut own, &mut assigned, &mut plan);
+    // Whoever is to have such an identity gets it when its mapping says that it is free.
+    assigned.retain(|identity, _| !doubles.contains(identity));
     let asked = asked_prefixes(seen, link, &key, &mut plan);
     let mapped: BTreeSet<IpNet> =
         seen.mappings.iter().filter_map(|m| m.spec.prefix.parse().ok()).collect();
@@ -197,12 +199,9 @@ impl Want<'_> {
         for family in &self.seen.client.spec.families {
             let of_family = |m: &&AcpMapping| family_of(m) == Some(*family);
             let mut candidates: Vec<&AcpMapping> = present.iter().filter(of_family).collect();
-            // Where two operators have each made one, both must choose the same: the one that the
-            // pod was told.
+            // Where two operators have each made one, both must choose the same: the older.
             candidates.sort_by_cached_key(|m| {
-                let cools = phase_of(m) == Some(Phase::Cooling);
-                let rank = (self.is_holder(m), !cools, self.was_told(m));
-                std::cmp::Reverse((rank, m.spec.epoch, m.metadata.name.clone()))
+                (!self.is_holder(m), phase_of(m) == Some(Phase::Cooling), age(m))
             });
             let asked =
                 asked.filter(|p| pool_of(self.link, *p).is_some_and(|q| q.family() == *family));
@@ -213,7 +212,10 @@ impl Want<'_> {
             for surplus in candidates {
                 let stays =
                     chosen.as_ref().is_some_and(|c| c.metadata.name == surplus.metadata.name);
-                if !stays && phase_of(surplus) != Some(Phase::Cooling) {
+                // The pod's own is given up only when the pod is seen to have been told another.
+                let used = self.is_holder(surplus)
+                    && (self.was_told(surplus) || self.told_before(annotations::PREFIX).is_none());
+                if !stays && !used && phase_of(surplus) != Some(Phase::Cooling) {
                     plan.writes.push(Write::Retire(surplus.clone()));
                 }
             }
@@ -473,28 +475,49 @@ fn held_by(mapping: &AcpMapping, prefix: IpNet) -> String {
     }
 }
 
-/// A pod that holds mappings of two identities keeps the one. An operator makes such a thing where
-/// its cache lags behind what it, or another that also thinks that it leads, has written.
+/// A pod that holds mappings of two identities keeps the older. Such a thing is made where an
+/// operator's cache lags behind what it, or another that also thinks that it leads, has written.
+///
+/// Which one it keeps depends on the mappings alone, so that it stays the same from round to round;
+/// and the other is given up only when the pod is seen to have been told the one.
 fn give_up_doubles(
     seen: &Observed<'_>,
     own: &mut BTreeMap<String, Vec<AcpMapping>>,
-    assigned: &mut BTreeMap<String, &PodView>,
+    held: &mut BTreeMap<String, Option<String>>,
     plan: &mut Plan,
-) {
-    let keeps: BTreeMap<&str, String> =
-        assigned.iter().map(|(identity, pod)| (pod.uid.as_str(), identity.clone())).collect();
+) -> BTreeSet<String> {
+    let mut keeps: BTreeMap<String, (Age, String)> = BTreeMap::new();
+    for (identity, mappings) in own.iter() {
+        let Some(uid) = held.get(identity).cloned().flatten() else { continue };
+        let Some(age) = mappings.iter().map(age).min() else { continue };
+        let this = (age, identity.clone());
+        keeps.entry(uid).and_modify(|k| *k = this.clone().min(k.clone())).or_insert(this);
+    }
+    let mut doubles = BTreeSet::new();
     own.retain(|identity, mappings| {
-        let holder = holder_of(mappings, &seen.pods);
-        let kept = holder.as_deref().and_then(|uid| keeps.get(uid));
-        if kept.is_none_or(|k| k == identity) {
+        let Some(uid) = held.get(identity).cloned().flatten() else { return true };
+        let Some((_, kept)) = keeps.get(&uid).filter(|(_, kept)| kept != identity) else {
             return true;
+        };
+        let pod = seen.pods.iter().find(|p| p.uid == uid);
+        let told = pod.and_then(|p| p.annotations.get(annotations::IDENTITY));
+        if pod.is_none() || told == Some(kept) {
+            let live = |m: &&AcpMapping| phase_of(m) != Some(Phase::Cooling);
+            plan.writes.extend(mappings.iter().filter(live).cloned().map(Write::Retire));
         }
-        let live = |m: &&AcpMapping| phase_of(m) != Some(Phase::Cooling);
-        plan.writes.extend(mappings.iter().filter(live).cloned().map(Write::Retire));
-        // Whoever else is to have this identity gets it when the mapping says that it is free.
-        assigned.remove(identity);
+        held.insert(identity.clone(), None);
+        doubles.insert(identity.clone());
         false
     });
+    doubles
+}
+
+/// What mappings are ordered by where the older wins: creation time and name never change.
+type Age = (Option<String>, Option<String>);
+
+fn age(mapping: &AcpMapping) -> Age {
+    let created = mapping.metadata.creation_timestamp.as_ref().map(|t| t.0.to_string());
+    (created, mapping.metadata.name.clone())
 }
 
 /// One Event for all that was repaired.
