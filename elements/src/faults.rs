@@ -62,38 +62,134 @@ const fn case(id: &'static str, inject: &'static str, holds: &'static str) -> Ca
 
 /// All cases.
 pub const CASES: &[Case] = &[
-    case("F01", "a node loses power; its StatefulSet pod is deleted by force", "same prefix on the new node, reached within 1 s of the pod's start, no other pod ever had it"),
-    case("F02", "the dead node comes back with the old pod still running", "the old node sees a larger epoch, mutes the prefix, releases nothing; nothing reaches the old copy after 1 s"),
-    case("F03", "garbage collection overlaps with the start of a pod", "10,000 random interleavings, no live claim freed"),
-    case("F04", "same pod name, new UID; the old sandbox's DEL arrives late", "the late DEL changes nothing"),
-    case("F05", "pods go while the operator is away, and their prefix is asked for by name", "one holder; the other is refused, by condition, with the holder's name"),
-    case("F06", "the operator dies at each step of an allocation", "nothing twice, no orphan older than 60 s"),
-    case("F07", "DEL while the node's agent is away for 10 min", "the pod's deletion is delayed by 5 s at most; what it had is released when the agent is back"),
-    case("F08", "DEL never comes", "a prefix that need not be kept is freed in time, a kept one is kept"),
-    case("F09", "ADD ends half-way, and the kubelet's clean-up fails", "100 repetitions end with one mapping and one interface"),
+    case(
+        "F01",
+        "a node loses power; its StatefulSet pod is deleted by force",
+        "same prefix on the new node, reached within 1 s of the pod's start, no other pod ever had it",
+    ),
+    case(
+        "F02",
+        "the dead node comes back with the old pod still running",
+        "the old node sees a larger epoch, mutes the prefix, releases nothing; nothing reaches the old copy after 1 s",
+    ),
+    case(
+        "F03",
+        "garbage collection overlaps with the start of a pod",
+        "10,000 random interleavings, no live claim freed",
+    ),
+    case(
+        "F04",
+        "same pod name, new UID; the old sandbox's DEL arrives late",
+        "the late DEL changes nothing",
+    ),
+    case(
+        "F05",
+        "pods go while the operator is away, and their prefix is asked for by name",
+        "one holder; the other is refused, by condition, with the holder's name",
+    ),
+    case(
+        "F06",
+        "the operator dies at each step of an allocation",
+        "nothing twice, no orphan older than 60 s",
+    ),
+    case(
+        "F07",
+        "DEL while the node's agent is away for 10 min",
+        "the pod's deletion is delayed by 5 s at most; what it had is released when the agent is back",
+    ),
+    case(
+        "F08",
+        "DEL never comes",
+        "a prefix that need not be kept is freed in time, a kept one is kept",
+    ),
+    case(
+        "F09",
+        "ADD ends half-way, and the kubelet's clean-up fails",
+        "100 repetitions end with one mapping and one interface",
+    ),
     case("F10", "a crash loop: each attempt has a new sandbox", "prefixes in use = identities"),
-    case("F11", "CHECK and DEL of a pod whose interface is gone", "CHECK says what is missing; DEL succeeds"),
-    case("F12", "API server and etcd away", "traffic and leases go on; ADD fails within 10 s and says why; STATUS says 50"),
-    case("F13", "etcd is put back to an older snapshot", "no two holders at the end; an Event lists what was repaired"),
-    case("F14", "the agent restarts under load", "no packet lost on the kernel's path, no device or route deleted"),
-    case("F15", "upgrade against uninstall: DaemonSet deleted, rolled, node drained", "the CNI configuration stays on an upgrade and goes on an uninstall"),
-    case("F16", "1,000 pods at once from one link", "all Running, our part of ADD p99 <= 1 s, 409 retries bounded"),
-    case("F17", "two operators both think that they lead", "every write carries a resourceVersion; the stale leader's fail"),
-    case("F18", "a partition: both sides serve one prefix by two Servers", "at heal one holder by epoch"),
-    case("F19", "a stale neighbour entry after a move, the unsolicited NA lost", "NUD repairs within 3 s"),
-    case("F20", "a prefix is asked for right after its release; the operator restarts between", "not given again before its cool-down ends"),
-    case("F21", "a live migration fails at each phase", "the source keeps its traffic; the target's state is gone within 5 s"),
+    case(
+        "F11",
+        "CHECK and DEL of a pod whose interface is gone",
+        "CHECK says what is missing; DEL succeeds",
+    ),
+    case(
+        "F12",
+        "API server and etcd away",
+        "traffic and leases go on; ADD fails within 10 s and says why; STATUS says 50",
+    ),
+    case(
+        "F13",
+        "etcd is put back to an older snapshot",
+        "no two holders at the end; an Event lists what was repaired",
+    ),
+    case(
+        "F14",
+        "the agent restarts under load",
+        "no packet lost on the kernel's path, no device or route deleted",
+    ),
+    case(
+        "F15",
+        "upgrade against uninstall: DaemonSet deleted, rolled, node drained",
+        "the CNI configuration stays on an upgrade and goes on an uninstall",
+    ),
+    case(
+        "F16",
+        "1,000 pods at once from one link",
+        "all Running, our part of ADD p99 <= 1 s, 409 retries bounded",
+    ),
+    case(
+        "F17",
+        "two operators both think that they lead",
+        "every write carries a resourceVersion; the stale leader's fail",
+    ),
+    case(
+        "F18",
+        "a partition: both sides serve one prefix by two Servers",
+        "at heal one holder by epoch",
+    ),
+    case(
+        "F19",
+        "a stale neighbour entry after a move, the unsolicited NA lost",
+        "NUD repairs within 3 s",
+    ),
+    case(
+        "F20",
+        "a prefix is asked for right after its release; the operator restarts between",
+        "not given again before its cool-down ends",
+    ),
+    case(
+        "F21",
+        "a live migration fails at each phase",
+        "the source keeps its traffic; the target's state is gone within 5 s",
+    ),
     case("F22", "A -> B -> A, 50 ms apart, 100 times", "the last move wins; no state is left over"),
-    case("F23", "IPv6: DAD, Packet Too Big through the tunnel", "usable within 100 ms; large TCP segments over a narrow path"),
-    case("F24", "uninstall with live clients", "nothing hangs for more than 60 s; mappings stay; nothing is left on nodes"),
-    case("F25", "5,000 pods over 250 short-lived nodes, 10 rounds", "no orphans; the operator's memory within 10 %"),
+    case(
+        "F23",
+        "IPv6: DAD, Packet Too Big through the tunnel",
+        "usable within 100 ms; large TCP segments over a narrow path",
+    ),
+    case(
+        "F24",
+        "uninstall with live clients",
+        "nothing hangs for more than 60 s; mappings stay; nothing is left on nodes",
+    ),
+    case(
+        "F25",
+        "5,000 pods over 250 short-lived nodes, 10 rounds",
+        "no orphans; the operator's memory within 10 %",
+    ),
     case("A1", "one of two Servers dies", "traffic shifts within 1 s"),
     case("A2", "a Relay dies", "routes shift within the hold time"),
     case("A3", "clocks differ by 10 min", "the winner stays the same"),
     case("A4", "a pod forges DHCPv6 with another's DUID", "it never reaches the link; counted"),
     case("A5", "a forged Redirect or NA from off the link", "dropped"),
     case("A6", "a Server is handed over during a live migration", "the migration ends well"),
-    case("A7", "a lease ends while the Server is away", "used to its end, then silent; not given to another before"),
+    case(
+        "A7",
+        "a lease ends while the Server is away",
+        "used to its end, then silent; not given to another before",
+    ),
 ];
 
 /// A claim of a running test, with what it measured.
@@ -149,8 +245,7 @@ pub fn summary(records: &[Record], commit: &str) -> Value {
         }
         let levels: Vec<&str> = shown.keys().copied().collect();
         let figures: Vec<String> = shown.values().flatten().map(|r| text(r)).collect();
-        let entry =
-            json!({"held": true, "level": levels.join(", "), "figure": figures.join("; ")});
+        let entry = json!({"held": true, "level": levels.join(", "), "figure": figures.join("; ")});
         all.insert(case.id.to_string(), entry);
     }
     all.insert("not_yet".into(), json!(not_yet));
@@ -158,11 +253,7 @@ pub fn summary(records: &[Record], commit: &str) -> Value {
 }
 
 /// Records that show a case, by level.
-fn shown<'a>(
-    records: &'a [Record],
-    commit: &str,
-    id: &str,
-) -> BTreeMap<&'a str, Vec<&'a Record>> {
+fn shown<'a>(records: &'a [Record], commit: &str, id: &str) -> BTreeMap<&'a str, Vec<&'a Record>> {
     let mut by_level: BTreeMap<&str, Vec<&Record>> = BTreeMap::new();
     for record in records {
         let counts = record.accepted.as_deref() == Some(commit);

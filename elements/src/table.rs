@@ -27,7 +27,9 @@ pub struct Summary {
 /// Sums up the records that were accepted at `commit`.
 pub fn summary(records: &[Record], claims: &[Claim], commit: &str) -> Summary {
     let mut tests: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
-    for record in records.iter().filter(|r| r.accepted.as_deref() == Some(commit) && r.level.is_none()) {
+    for record in
+        records.iter().filter(|r| r.accepted.as_deref() == Some(commit) && r.level.is_none())
+    {
         for row in &record.rows {
             let name = format!("{}: {}", record.file, record.test);
             tests.entry(row.clone()).or_default().insert(name);

@@ -8,7 +8,7 @@
 
 #![forbid(unsafe_code)]
 // A fuzzer fails by panicking.
-#![allow(clippy::panic, clippy::unwrap_used, clippy::indexing_slicing)]
+#![allow(clippy::panic, clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
 
 pub mod corpus;
 pub mod engines;

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use aero_elements::faults::{Level, held};
 use k8s_openapi::jiff::SignedDuration;
 use serde_json::json;
 use tokio::time::sleep;
@@ -64,16 +65,23 @@ fn dies(at: u64, after: bool) -> bool {
 
 #[test]
 fn wherever_the_operator_dies_the_next_one_makes_it_whole_within_a_minute() {
+    let mut case = held(&["F06"], Level::Model);
     let mut at = 1;
     while dies(at, false) | dies(at, true) {
         at += 1;
     }
     assert!(at > 40, "only {at} requests: the history is too short to say anything");
-    println!("died at each of {} requests, before and after", at - 1);
+    let text = format!(
+        "died before and after each of {} requests; nothing twice, no orphan {BOUND} s later",
+        at - 1
+    );
+    println!("{text}");
+    case.figure(text);
 }
 
 #[test]
 fn an_operator_that_was_away_while_pods_went_and_their_prefix_was_asked_for_gives_it_once() {
+    let _case = held(&["F05"], Level::Model);
     in_virtual_time(async {
         let kind = Kind { faults: Faults::none(), ..Kind::of(5) };
         let shared = Shared::new(kind.seed, kind.faults.clone());
@@ -116,7 +124,8 @@ fn an_operator_that_was_away_while_pods_went_and_their_prefix_was_asked_for_give
 
 #[test]
 fn a_prefix_rests_for_its_cool_down_also_over_a_restart() {
-    in_virtual_time(async {
+    let mut case = held(&["F20"], Level::Model);
+    let text = in_virtual_time(async {
         let kind = Kind { faults: Faults::none(), ..Kind::of(6) };
         let shared = Shared::new(kind.seed, kind.faults.clone());
         let driver = Driver::new(shared.clone(), &kind);
@@ -153,7 +162,12 @@ fn a_prefix_rests_for_its_cool_down_also_over_a_restart() {
         };
         assert!(given >= Duration::from_secs(180), "given again after {given:?}");
         assert!(given <= Duration::from_secs(200), "given again only after {given:?}");
-        println!("coolDown 180s, operator restarted: given to another after {given:?}");
         outcome(&shared).expect("cool-down");
+        format!(
+            "operator restarted within the cool-down: given to another after {:.1} s (bound 180 s)",
+            given.as_secs_f64()
+        )
     });
+    println!("{text}");
+    case.figure(text);
 }

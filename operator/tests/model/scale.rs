@@ -1,0 +1,258 @@
+//! Many pods: bursts, churn, and what a move costs the API server's watches.
+//!
+//! All figures here are simulated: deliveries and bytes are counted from the selectors of the
+//! watches that the parts really make, on a model of the API server.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use k8s_openapi::jiff::SignedDuration;
+use serde_json::{Value, json};
+use tokio::time::{Instant, sleep};
+
+use super::driver::{Driver, Kind, in_virtual_time, outcome};
+use super::faults::Faults;
+use super::store::Key;
+use super::world::{NS, Shared};
+use aero_elements::faults::{Level, held};
+
+/// A world with a /48 of prefixes.
+fn large(seed: u64, faults: Faults) -> (Shared, Driver) {
+    let kind = Kind { faults, ..Kind::of(seed) };
+    let shared = Shared::new(kind.seed, kind.faults.clone());
+    let driver = Driver::new(shared.clone(), &kind);
+    driver.edit("is larger", &Key::new("aerolinks", "", "default"), |l| {
+        l["spec"]["pools"] = json!([{"prefix": "2001:db8:a::/48", "clientPrefixLength": 64}]);
+    });
+    (shared, driver)
+}
+
+fn told(pod: &Value) -> Option<&str> {
+    let annotations = &pod["metadata"]["annotations"];
+    let ours = annotations["aerolink.dev/pod-uid"] == pod["metadata"]["uid"];
+    annotations["aerolink.dev/prefix"].as_str().filter(|_| ours)
+}
+
+/// Writes a part of `target/results/control-plane.json`.
+fn result(part: &str, value: Value) {
+    let folder = format!("{}/../results", env!("CARGO_TARGET_TMPDIR"));
+    std::fs::create_dir_all(&folder).expect("the folder for results can be made");
+    let file = format!("{folder}/control-plane.json");
+    let text = std::fs::read_to_string(&file).unwrap_or_default();
+    let mut all: Value = serde_json::from_str(&text).unwrap_or_else(|_| json!({}));
+    all[part] = value;
+    std::fs::write(&file, format!("{all:#}\n")).expect("results can be written");
+}
+
+#[test]
+fn a_thousand_pods_at_once_all_get_a_prefix_each_for_a_few_writes() {
+    const PODS: usize = 1000;
+    let mut case = held(&["F16"], Level::Model);
+    let (counts, millis) = in_virtual_time(async {
+        let (shared, driver) = large(16, Faults::none());
+        driver.client("web", "web");
+        shared.start(SignedDuration::ZERO, None);
+        sleep(Duration::from_secs(2)).await;
+        shared.lock().counts = Default::default();
+        // The checker looks at all pods after every change; here the end is what counts.
+        shared.lock().checker.off = true;
+        let began = Instant::now();
+        for n in 0..PODS {
+            let name = format!("web-{n}");
+            driver.pod(&name, "web", true);
+            driver.schedule(&name, "n1");
+        }
+        let all_told = || {
+            let world = shared.lock();
+            world.store.list("pods", NS).filter(|(_, p)| told(p).is_some()).count() == PODS
+        };
+        while !all_told() {
+            sleep(Duration::from_millis(100)).await;
+            assert!(began.elapsed() < Duration::from_secs(120), "not all have a prefix");
+        }
+        let took = began.elapsed();
+        let counts = shared.lock().counts.clone();
+        let world = shared.lock();
+        let prefixes: std::collections::BTreeSet<String> =
+            world.store.list("pods", NS).filter_map(|(_, p)| told(p).map(String::from)).collect();
+        assert_eq!(prefixes.len(), PODS, "two pods have one prefix");
+        drop(world);
+        // A Bound status is written behind the annotation.
+        sleep(Duration::from_secs(30)).await;
+        (counts, took.as_millis())
+    });
+    let writes: u64 = counts.writes.iter().filter(|(k, _)| *k != "events").map(|(_, n)| n).sum();
+    let events = counts.writes.get("events").copied().unwrap_or(0);
+    let per_pod = writes as f64 / PODS as f64;
+    assert!(per_pod < 5.0, "{per_pod} writes per pod: {:?}", counts.writes);
+    assert!(counts.conflicts < PODS as u64 / 10, "{} conflicts", counts.conflicts);
+    let text = format!(
+        "{PODS} pods told their prefix within {millis} ms (simulated), {per_pod:.2} writes per pod beside {:.2} of Events, {} answers 409 (bound {})",
+        events as f64 / PODS as f64,
+        counts.conflicts,
+        PODS / 10
+    );
+    println!("{text}");
+    result(
+        "burst",
+        json!({"simulated": true, "pods": PODS, "milliseconds": millis as u64, "writesPerPod": per_pod,
+            "eventsPerPod": events as f64 / PODS as f64, "conflicts": counts.conflicts,
+            "writes": counts.writes}),
+    );
+    case.figure(text);
+}
+
+/// Resident memory of this process in KiB.
+fn resident() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/statm").unwrap_or_default();
+    let pages = status.split(' ').nth(1).and_then(|p| p.parse::<u64>().ok());
+    pages.unwrap_or(0) * 4
+}
+
+#[test]
+fn pods_that_come_and_go_leave_no_orphans_round_after_round() {
+    const ROUNDS: usize = 5;
+    const PODS: usize = 40;
+    in_virtual_time(async {
+        let (shared, driver) = large(25, Faults::none());
+        driver.client("dep", "dep");
+        shared.start(SignedDuration::ZERO, None);
+        sleep(Duration::from_secs(2)).await;
+        shared.lock().checker.off = true;
+        let mut sizes = Vec::new();
+        for round in 0..ROUNDS {
+            for n in 0..PODS {
+                let name = format!("dep-{round}-{n}");
+                driver.pod(&name, "dep", false);
+                driver.schedule(&name, "n1");
+            }
+            sleep(Duration::from_secs(20)).await;
+            let held =
+                shared.lock().store.list("pods", NS).filter(|(_, p)| told(p).is_some()).count();
+            assert_eq!(held, PODS, "round {round}");
+            for n in 0..PODS {
+                driver.remove(&Key::new("pods", NS, &format!("dep-{round}-{n}")));
+            }
+            // keepFor 20 s, coolDown 30 s, grace 5 s.
+            sleep(Duration::from_secs(75)).await;
+            let left = shared.lock().store.list("acpmappings", "").count();
+            assert_eq!(left, 0, "orphans after round {round}");
+            let mut world = shared.lock();
+            world.history.clear();
+            world.store.compact();
+            drop(world);
+            sizes.push(resident());
+        }
+        println!(
+            "{ROUNDS} rounds of {PODS} pods, no orphans; process {sizes:?} KiB (model included)"
+        );
+        outcome(&shared).expect("churn");
+    });
+}
+
+/// What a watch asks for.
+struct Watch {
+    who: &'static str,
+    plural: &'static str,
+    /// Of pods: only those of a node.
+    node: Option<String>,
+}
+
+/// Deliveries and bytes of all changes of one move, to all watches.
+fn cost(
+    changes: &[(String, Value, Value)],
+    watches: &[Watch],
+) -> BTreeMap<&'static str, (u64, u64)> {
+    let mut all: BTreeMap<&'static str, (u64, u64)> = BTreeMap::new();
+    for watch in watches {
+        let entry = all.entry(watch.who).or_default();
+        for (plural, before, after) in changes {
+            let selected = |o: &Value| {
+                o.is_object()
+                    && watch.node.as_ref().is_none_or(|n| o["spec"]["nodeName"] == n.as_str())
+            };
+            if plural == watch.plural && (selected(before) || selected(after)) {
+                let object = if after.is_object() { after } else { before };
+                entry.0 += 1;
+                entry.1 += json!({"type": "MODIFIED", "object": object}).to_string().len() as u64;
+            }
+        }
+    }
+    all
+}
+
+/// All changes of the store while one pod moves from `n1` to `n2`.
+fn one_move() -> Vec<(String, Value, Value)> {
+    in_virtual_time(async {
+        let (shared, driver) = large(10, Faults::none());
+        driver.client("web", "web");
+        shared.start(SignedDuration::ZERO, None);
+        driver.pod("web-0", "web", true);
+        driver.schedule("web-0", "n1");
+        sleep(Duration::from_secs(10)).await;
+        let from = shared.lock().store.revision();
+        driver.remove(&Key::new("pods", NS, "web-0"));
+        driver.pod("web-0", "web", true);
+        driver.schedule("web-0", "n2");
+        sleep(Duration::from_secs(10)).await;
+        let world = shared.lock();
+        let mut changes = Vec::new();
+        for plural in ["pods", "acpmappings", "aeroclients", "aerolinks", "nodes"] {
+            for logged in world.store.since(plural, from).expect("nothing was compacted") {
+                let value =
+                    |o: &Option<std::sync::Arc<Value>>| o.as_deref().cloned().unwrap_or_default();
+                changes.push((plural.to_string(), value(&logged.before), value(&logged.after)));
+            }
+        }
+        changes
+    })
+}
+
+#[test]
+fn the_pods_of_a_move_are_delivered_to_two_agents_however_many_nodes_there_are() {
+    let changes = one_move();
+    let mut table = Vec::new();
+    let mut own_pods = Vec::new();
+    for nodes in [10u64, 100, 1000] {
+        // The operator (one leads; the other replica watches the Lease only), two Servers, and per
+        // node an agent: its own node's pods (node-agent/src/agent/watch.rs), the AeroClients and
+        // the Servers' EndpointSlice.
+        let mut watches = vec![
+            Watch { who: "operator", plural: "pods", node: None },
+            Watch { who: "operator", plural: "acpmappings", node: None },
+            Watch { who: "operator", plural: "aeroclients", node: None },
+            Watch { who: "operator", plural: "aerolinks", node: None },
+            Watch { who: "Servers", plural: "acpmappings", node: None },
+            Watch { who: "Servers", plural: "acpmappings", node: None },
+        ];
+        let mut full = vec![
+            Watch { who: "operator", plural: "pods", node: None },
+            Watch { who: "operator", plural: "acpmappings", node: None },
+        ];
+        for n in 1..=nodes {
+            let node = Some(format!("n{n}"));
+            watches.push(Watch { who: "agents: own pods", plural: "pods", node });
+            watches.push(Watch { who: "agents: AeroClients", plural: "aeroclients", node: None });
+            full.push(Watch { who: "agents: the table", plural: "acpmappings", node: None });
+        }
+        let sum = |all: &BTreeMap<&'static str, (u64, u64)>| {
+            all.values().fold((0, 0), |(d, b), (x, y)| (d + x, b + y))
+        };
+        let (ours, theirs) = (cost(&changes, &watches), cost(&changes, &full));
+        let (deliveries, bytes) = sum(&ours);
+        let (full_deliveries, full_bytes) = sum(&theirs);
+        println!(
+            "{nodes} nodes: {deliveries} deliveries, {bytes} bytes per move; a full table on every node: {full_deliveries}, {full_bytes} (simulated)"
+        );
+        let parts: BTreeMap<&str, Value> =
+            ours.iter().map(|(who, (d, b))| (*who, json!({"deliveries": d, "bytes": b}))).collect();
+        table
+            .push(json!({"nodes": nodes, "deliveries": deliveries, "bytes": bytes, "parts": parts,
+            "fullTable": {"deliveries": full_deliveries, "bytes": full_bytes}}));
+        own_pods.push(ours.get("agents: own pods").copied());
+    }
+    assert!(own_pods.windows(2).all(|w| w[0] == w[1]), "{own_pods:?}");
+    // Not so the AeroClient, whose status a move changes and which every agent watches: the figures
+    // say what that costs.
+    result("watchCostPerMove", json!({"simulated": true, "of": table}));
+}
