@@ -134,6 +134,9 @@ impl Node {
             self.forget_association(id, server);
             return;
         }
+        // A Release that is still on its way would end the lease that is asked for now.
+        self.farewells.remove(&(id.clone(), server));
+        self.timers.cancel(&Timer::Farewell(id.clone(), server));
         if self.servers.get(&server).is_some_and(|s| !s.may_answer()) {
             self.timers.set(Timer::Probe(server), now + SOLICIT.maximum);
         }

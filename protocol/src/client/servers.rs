@@ -62,6 +62,11 @@ impl Node {
     /// A Server to associate with, by its underlay address.
     pub fn add_server(&mut self, server: LinkLayerAddress, now: Instant) {
         if self.servers.contains_key(&server) {
+            // One that was being left is taken back.
+            if self.is_leaving(server) {
+                self.timers.cancel(&Timer::Return(server));
+                self.return_to(server, now);
+            }
             return;
         }
         self.servers.insert(server, ServerState::default());
