@@ -10,7 +10,7 @@ use aero_protocol::address::{ALL_DHCP_SERVERS, LinkLayerAddress, aero_address};
 use aero_protocol::client::Event;
 use aero_protocol::server::{self, Ended};
 use aero_protocol::wire::aero_options::{AeroOption, Claim};
-use aero_protocol::wire::dhcpv6::{IaPd, Kind, Message, StatusCode};
+use aero_protocol::wire::dhcpv6::{IaPd, Kind, Message, Prefix, StatusCode};
 use aero_protocol::wire::ip::{self, Packet, Payload};
 use topology::{Rig, SECOND, acp, duid, host, infra_at, l2, node_at};
 
@@ -63,7 +63,9 @@ fn ask_of(
     let mut m = Message::new(kind, [3, 2, 1]);
     m.server = server;
     m.client = Some(duid(1));
-    m.ia_pd.push(IaPd { id: 1, ..IaPd::default() });
+    // As a Client does, it names the prefix that it has or wants.
+    let wanted = Prefix { prefix: acp(1), preferred: 0, valid: 0 };
+    m.ia_pd.push(IaPd { id: 1, prefixes: vec![wanted], ..IaPd::default() });
     m.rapid_commit = kind == Kind::Solicit;
     m.aero = options.to_vec();
     let source = aero_address(acp(1));
