@@ -232,6 +232,8 @@ fn recover(shape: &Shape, world: &mut World) -> Option<Time> {
     }
     let now = world.now;
     world.checks.require(Check::Recovery, recovered.is_some(), now, || missing.unwrap_or_default());
+    // Until the bound a Server may still be found out to have lost a lease.
+    world.run_until(world.now.max(end + RECOVERY));
     for _ in 0..10 {
         world.run_until(world.now + 3 * SECOND);
         let (now, missing) = (world.now, world.unreachable(sample));

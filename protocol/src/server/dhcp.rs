@@ -151,11 +151,14 @@ impl Server {
 
     /// Section 18.3.7. A Release of a node that the prefix has left already changes nothing.
     fn release(&mut self, request: &Request, now: Instant) {
-        let client = request.message.client.as_ref();
+        let Some(client) = &request.message.client else { return };
         let held: Vec<(IpNet, bool)> = self
-            .neighbors
-            .values()
-            .filter(|n| Some(&n.client) == client && !n.lingers)
+            .by_client
+            .get(client)
+            .into_iter()
+            .flatten()
+            .filter_map(|p| self.neighbors.get(p))
+            .filter(|n| n.client == *client && !n.lingers)
             .map(|n| (n.prefix, n.has_link(request.from)))
             .collect();
         let mut reply = self.reply(request, Kind::Reply);

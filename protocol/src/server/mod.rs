@@ -158,12 +158,16 @@ enum Timer {
     Lease(IpNet),
     Departure(IpNet),
     Former(IpNet),
-    Parked(u64),
+    Parked(Waiting),
     Link(IpNet, u8),
     Reconfigure(IpNet),
     Agent(LinkLayerAddress),
     AgentNotice(IpNet),
 }
+
+/// Whose claim waits, and where it came from.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+struct Waiting(Duid, LinkLayerAddress);
 
 /// A DHCPv6 message together with where it came from.
 #[derive(Debug, Clone)]
@@ -196,8 +200,7 @@ pub struct Server {
     keys: reconfigure::Keys,
     draining: bool,
     agents: agents::Agents,
-    parked: BTreeMap<u64, Request>,
-    next_parked: u64,
+    parked: BTreeMap<Waiting, Request>,
     timers: Timers<Timer>,
     outputs: VecDeque<Output<Event>>,
 }
@@ -223,7 +226,6 @@ impl Server {
             draining: false,
             agents: agents::Agents::default(),
             parked: BTreeMap::new(),
-            next_parked: 0,
             timers: Timers::default(),
             outputs: VecDeque::new(),
         }
@@ -411,34 +413,31 @@ impl Server {
     /// Keeps a request until the table has caught up with it, or for [`PARK_TIME`]. A newer one
     /// of the same Client takes the place of an older one.
     fn park(&mut self, request: Request, now: Instant) {
-        let same =
-            |r: &Request| r.message.client == request.message.client && r.from == request.from;
-        let older: Vec<u64> =
-            self.parked.iter().filter(|(_, r)| same(r)).map(|(id, _)| *id).collect();
-        for id in older {
-            self.parked.remove(&id);
-            self.timers.cancel(&Timer::Parked(id));
-        }
-        if self.parked.len() >= MAX_PARKED {
+        let Some(client) = request.message.client.clone() else { return };
+        let id = Waiting(client, request.from);
+        let full = self.parked.len() >= MAX_PARKED && !self.parked.contains_key(&id);
+        if full {
             self.answer(request, false, now);
             return;
         }
-        let id = self.next_parked;
-        self.next_parked += 1;
-        self.parked.insert(id, request);
+        self.parked.insert(id.clone(), request);
         self.timers.set(Timer::Parked(id), now + PARK_TIME);
     }
 
     fn unpark(&mut self, client: &Duid, now: Instant) {
-        let ready: Vec<u64> = self
+        // All addresses are above this one.
+        let lowest = LinkLayerAddress::new(IpAddr::from([0, 0, 0, 0]), 0);
+        let ready: Vec<Waiting> = self
             .parked
-            .iter()
-            .filter(|(_, r)| r.message.client.as_ref() == Some(client))
-            .map(|(id, _)| *id)
+            .range(Waiting(client.clone(), lowest)..)
+            .map(|(id, _)| id)
+            .take_while(|id| id.0 == *client)
+            .cloned()
             .collect();
         for id in ready {
+            let request = self.parked.remove(&id);
             self.timers.cancel(&Timer::Parked(id));
-            if let Some(request) = self.parked.remove(&id) {
+            if let Some(request) = request {
                 self.answer(request, true, now);
             }
         }

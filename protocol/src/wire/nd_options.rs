@@ -92,8 +92,9 @@ pub(super) fn emit_option(option: &NdOption, out: &mut Vec<u8>) -> Result<(), Wi
         NdOption::TargetLinkLayer(o) => emit_link_layer(TARGET_LINK_LAYER, o, out),
         NdOption::RedirectedHeader(packet) => emit_padded(REDIRECTED_HEADER, &[0; 6], packet, out)?,
         NdOption::Timestamp(since_1970) => {
-            let fraction = (u64::from(since_1970.subsec_nanos()) << 16) / 1_000_000_000;
-            let value = (since_1970.as_secs() << 16) | fraction;
+            // Rounded up, as parsing rounds down: what is passed on stays the same.
+            let fraction = (u64::from(since_1970.subsec_nanos()) << 16).div_ceil(1_000_000_000);
+            let value = (since_1970.as_secs() << 16).saturating_add(fraction);
             emit_padded(TIMESTAMP, &[0; 6], &value.to_be_bytes(), out)?;
         }
         NdOption::Nonce(nonce) => emit_padded(NONCE, &[], nonce, out)?,
