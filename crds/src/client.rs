@@ -169,7 +169,7 @@ pub struct IdentityStatus {
     /// Its pod.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pod: Option<String>,
-    /// How often the prefix has changed hands.
+    /// Under which epoch; it grows whenever the prefix changes hands.
     pub epoch: i64,
     /// When it last did.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -100,6 +100,9 @@ async fn main() -> anyhow::Result<()> {
     };
     if !stopped {
         tracing::info!("leading");
+        // The Lease does not fence: an operator that was paused, or cut off from the API server,
+        // leads in its own eyes until it has read the Lease again. So nothing that it writes may do
+        // harm: see crate::mapping and tests/model, where two lead at once.
         // Caches are filled after the Lease is ours, so they hold all that the leader before us
         // has written.
         tokio::select! {

@@ -7,7 +7,7 @@ use aero_e2e::scenario::{micros, talk};
 use anyhow::{Context as _, ensure};
 use serde_json::{Value, json};
 
-use super::Context;
+use super::{Context, faults};
 
 const CONTAINER: &str = "e2e-container";
 
@@ -133,6 +133,9 @@ spec:
         run("del")?;
         let left = lab.exec("n2", &["ip", "-n", "e2e", "link", "show", "net1"])?;
         ensure!(!left.status.success(), "net1 is still there after DEL");
+        let test = "cnitool_drives_the_plugin_as_a_sole_delegate";
+        let figure = "CHECK named the address that was missing; DEL twice, both well".to_string();
+        faults::shown(test, &["F11"], figure);
         Ok(())
     })();
     lab.run("n2", &["sh", "-c", "ip netns del e2e; rm -r /run/aero/net.d"])?;
@@ -201,5 +204,11 @@ pub fn no_api(context: &Context) -> anyhow::Result<()> {
             );
         }
     }
-    shared.cluster.wait_for_aero(Duration::from_secs(60))
+    shared.cluster.wait_for_aero(Duration::from_secs(60))?;
+    let test = "without_an_api_server_traffic_goes_on_and_the_plugin_says_what_is_wrong";
+    let away = (until - stopped) / 1_000_000;
+    let figure =
+        format!("away for {away} s: no silence over 1 s, ADD failed within 10 s, STATUS 50");
+    faults::shown(test, &["F12"], figure);
+    Ok(())
 }

@@ -7,7 +7,7 @@ use aero_e2e::lab::Lab;
 use aero_e2e::scenario::NAMESPACE;
 use anyhow::{Context as _, ensure};
 
-use super::Context;
+use super::{Context, faults};
 
 /// What is left of a lab on this machine, by its name.
 fn left(name: &str) -> anyhow::Result<Vec<String>> {
@@ -89,7 +89,9 @@ pub fn uninstall(context: &Context) -> anyhow::Result<()> {
     let shared = context.shared()?;
     let lab = shared.lab();
     let mappings = shared.cluster.kubectl(&["get", "acp", "-o", "name"])?;
+    let began = std::time::Instant::now();
     shared.cluster.helm(&["uninstall", "aero", "-n", NAMESPACE, "--wait", "--timeout", "60s"])?;
+    let took = began.elapsed().as_secs();
     let clean = "test ! -e /etc/cni/net.d/00-aero.conflist && test ! -e /opt/cni/bin/aero-cni \
          && ! ip -o link | grep -q ': aero' && ! ip -6 route | grep -q 'proto 86' \
          && test -z \"$(ls -A /var/lib/aero)\" && test -e /etc/cni/net.d/10-ptp.conflist";
@@ -118,5 +120,9 @@ pub fn uninstall(context: &Context) -> anyhow::Result<()> {
     let crds = shared.cluster.kubectl(&["get", "crd", "-o", "name"])?;
     ensure!(crds.matches("aerolink.dev").count() == 5, "{crds}");
     ensure!(shared.cluster.kubectl(&["get", "acp", "-o", "name"])? == mappings, "mappings changed");
+    let test = "an_uninstall_leaves_nothing_on_any_node_and_keeps_what_is_the_users";
+    let figure =
+        format!("helm uninstall in {took} s (bound 60 s); nothing left on nodes, mappings kept");
+    faults::shown(test, &["F24"], figure);
     Ok(())
 }

@@ -3,6 +3,7 @@
 pub mod api;
 pub mod cni;
 pub mod direct;
+pub mod faults;
 pub mod lab;
 pub mod moves;
 pub mod underlay;

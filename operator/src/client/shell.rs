@@ -18,7 +18,7 @@ use super::plan::{LinkView, Observed, Plan, Told, Write, is_bound, plan};
 use super::{owner, status};
 use crate::allocation::effective_pools;
 use crate::context::{Context, apply_status, in_order};
-use crate::mapping::{holder_lives, patch_status, retire};
+use crate::mapping::{holder_lives, holder_uses, patch_status, retire};
 
 /// Field manager of what this controller applies.
 const MANAGER: &str = "aero-operator-client";
@@ -143,6 +143,9 @@ async fn write(
         Write::Bind(m) => Ok(Some(m.clone())),
         Write::Retire(m) => {
             let cool = parse_duration(&client.spec.cool_down).unwrap_or_default();
+            if holder_uses(ctx, m).await? {
+                anyhow::bail!("{} is used by a pod that lives", m.spec.prefix);
+            }
             retire(ctx, m, cool).await?;
             Ok(None)
         }

@@ -5,7 +5,7 @@
 use std::collections::{BTreeMap, HashSet};
 use std::time::Duration;
 
-use aero_crds::{AcpMapping, AeroClient, Phase, parse_duration};
+use aero_crds::{AcpMapping, AeroClient, Phase, annotations, parse_duration};
 use anyhow::Context as _;
 use chrono::{DateTime, Utc};
 use k8s_openapi::api::core::v1::Pod;
@@ -151,6 +151,20 @@ pub async fn holder_lives(ctx: &Context, mapping: &AcpMapping) -> anyhow::Result
     let pods: Api<Pod> = Api::namespaced(ctx.client.clone(), &mapping.spec.client_ref.namespace);
     let pod = pods.get_opt(&holder.pod_name).await?.as_ref().and_then(PodView::of);
     Ok(pod.is_some_and(|p| p.uid == holder.pod_uid))
+}
+
+/// Whether the pod that holds a mapping has been told its prefix, by the API server's own word.
+///
+/// # Errors
+/// If the API server does not answer.
+pub async fn holder_uses(ctx: &Context, mapping: &AcpMapping) -> anyhow::Result<bool> {
+    let Some(holder) = &mapping.spec.holder else { return Ok(false) };
+    let pods: Api<Pod> = Api::namespaced(ctx.client.clone(), &mapping.spec.client_ref.namespace);
+    let pod = pods.get_opt(&holder.pod_name).await?.as_ref().and_then(PodView::of);
+    Ok(pod.filter(|p| p.uid == holder.pod_uid).is_some_and(|p| {
+        let told = p.annotations.get(annotations::PREFIX).map_or("", String::as_str);
+        told.split(',').any(|prefix| prefix == mapping.spec.prefix)
+    }))
 }
 
 /// Changes the status of a mapping, if it is still what was read: a decision about a mapping
