@@ -349,13 +349,13 @@ fn a_correspondent_hears_of_a_link_that_comes_and_sends_nothing_to_one_that_went
             .since(since)
             .iter()
             .filter(|s| s.name() == "icmpv6 136" && s.to == node_at(22) && s.from == infra_at(12));
-        let lists = nas.map(|s| {
+        let mut lists = nas.map(|s| {
             let nd = aero_protocol::wire::nd::Nd::parse(&Packet::parse(&s.packet).unwrap());
             let nd = nd.unwrap();
             nd.target_link_layers().map(|o| (o.link_id, o.preference, o.address)).collect()
         });
         // The Server's own answers to probes list nothing.
-        lists.filter(|l: &Vec<_>| !l.is_empty()).last().unwrap()
+        lists.rfind(|l: &Vec<_>| !l.is_empty()).unwrap()
     };
     let since = rig.sent.len();
     rig.add_link(21, WIRELESS, 2, wireless());

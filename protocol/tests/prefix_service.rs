@@ -54,7 +54,7 @@ fn tell(
     while let Some(output) = link.server(at).engine.poll_output() {
         match output {
             Output::Send { to, packet } | Output::SendOn { to, packet, .. } => {
-                sent.push((to, packet))
+                sent.push((to, packet));
             }
             Output::Forward(change) => link.server(at).table.apply(&change),
             Output::Event(event) => link.server(at).events.push(event),

@@ -48,7 +48,7 @@ impl Bench {
         while let Some(output) = self.agent.poll_output() {
             match output {
                 Output::Send { to, packet } | Output::SendOn { to, packet, .. } => {
-                    self.sent.push((to, packet))
+                    self.sent.push((to, packet));
                 }
                 Output::Forward(change) => self.table.apply(&change),
                 Output::Event(Event::ToServer(bytes)) => {

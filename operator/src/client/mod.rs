@@ -1,5 +1,6 @@
 //! AeroClient: gives every identity its prefix and says who holds it.
 
+mod doubles;
 pub mod identity;
 pub mod plan;
 mod shell;

@@ -8,6 +8,7 @@ use aero_crds::{
 };
 use ipnet::IpNet;
 
+use super::doubles::{age, give_up_doubles, holder_of};
 use super::identity::{self, PodView};
 use crate::allocation::{EffectivePool, describe};
 
@@ -475,51 +476,6 @@ fn held_by(mapping: &AcpMapping, prefix: IpNet) -> String {
     }
 }
 
-/// A pod that holds mappings of two identities keeps the older. Such a thing is made where an
-/// operator's cache lags behind what it, or another that also thinks that it leads, has written.
-///
-/// Which one it keeps depends on the mappings alone, so that it stays the same from round to round;
-/// and the other is given up only when the pod is seen to have been told the one.
-fn give_up_doubles(
-    seen: &Observed<'_>,
-    own: &mut BTreeMap<String, Vec<AcpMapping>>,
-    held: &mut BTreeMap<String, Option<String>>,
-    plan: &mut Plan,
-) -> BTreeSet<String> {
-    let mut keeps: BTreeMap<String, (Age, String)> = BTreeMap::new();
-    for (identity, mappings) in own.iter() {
-        let Some(uid) = held.get(identity).cloned().flatten() else { continue };
-        let Some(age) = mappings.iter().map(age).min() else { continue };
-        let this = (age, identity.clone());
-        keeps.entry(uid).and_modify(|k| *k = this.clone().min(k.clone())).or_insert(this);
-    }
-    let mut doubles = BTreeSet::new();
-    own.retain(|identity, mappings| {
-        let Some(uid) = held.get(identity).cloned().flatten() else { return true };
-        let Some((_, kept)) = keeps.get(&uid).filter(|(_, kept)| kept != identity) else {
-            return true;
-        };
-        let pod = seen.pods.iter().find(|p| p.uid == uid);
-        let told = pod.and_then(|p| p.annotations.get(annotations::IDENTITY));
-        if pod.is_none() || told == Some(kept) {
-            let live = |m: &&AcpMapping| phase_of(m) != Some(Phase::Cooling);
-            plan.writes.extend(mappings.iter().filter(live).cloned().map(Write::Retire));
-        }
-        held.insert(identity.clone(), None);
-        doubles.insert(identity.clone());
-        false
-    });
-    doubles
-}
-
-/// What mappings are ordered by where the older wins: creation time and name never change.
-type Age = (Option<String>, Option<String>);
-
-fn age(mapping: &AcpMapping) -> Age {
-    let created = mapping.metadata.creation_timestamp.as_ref().map(|t| t.0.to_string());
-    (created, mapping.metadata.name.clone())
-}
-
 /// One Event for all that was repaired.
 fn tell_repaired(plan: &mut Plan) {
     if plan.repaired.is_empty() {
@@ -595,13 +551,6 @@ fn keep_identities(plan: &mut Plan, own: &BTreeMap<String, Vec<AcpMapping>>) {
     }
 }
 
-/// UID of the pod that holds an identity's mappings: one that is there, before one that is gone.
-fn holder_of(mappings: &[AcpMapping], pods: &[PodView]) -> Option<String> {
-    let holders = || mappings.iter().filter_map(|m| m.spec.holder.as_ref()).map(|h| &h.pod_uid);
-    let present = holders().find(|uid| pods.iter().any(|p| p.uid == **uid));
-    present.or_else(|| holders().next()).cloned()
-}
-
 /// Whether the status says that a mapping is its client's and has a holder.
 pub fn is_bound(mapping: &AcpMapping) -> bool {
     let status = mapping.status.as_ref();
@@ -627,7 +576,7 @@ fn family_of(mapping: &AcpMapping) -> Option<Family> {
     }
 }
 
-fn phase_of(mapping: &AcpMapping) -> Option<Phase> {
+pub(super) fn phase_of(mapping: &AcpMapping) -> Option<Phase> {
     mapping.status.as_ref().and_then(|s| s.phase)
 }
 

@@ -217,3 +217,47 @@ fn a_second_mapping_of_one_identity_is_retired() {
     let [Write::Retire(m)] = &plan.writes[..] else { panic!("{:?}", plan.writes) };
     assert_eq!(m.spec.prefix, "2001:db8:a:9::/64");
 }
+
+#[test]
+fn a_table_that_is_older_than_what_the_pod_was_told_is_repaired_under_a_larger_epoch() {
+    let c = client("web");
+    let mut p = pod("web-0", "u1", "n1");
+    let first = plan(&observed(&c, vec![p.clone()], vec![]));
+    let table = written(&first);
+    p.annotations = first.annotate[0].2.clone();
+    p.annotations.insert(annotations::EPOCH.into(), "7".into());
+    let mut seen = observed(&c, vec![p], table.iter().collect());
+    seen.floor = 5;
+    let next = plan(&seen);
+    let [Write::Replace(m)] = &next.writes[..] else { panic!("{:?}", next.writes) };
+    assert_eq!(m.spec.epoch, 8);
+    assert_eq!(next.told[0].reason, "Repaired");
+    assert!(next.told[0].message.contains("web-0 2001:db8:a:1::/64 epoch 1 -> 8"));
+}
+
+#[test]
+fn a_new_epoch_is_never_smaller_than_the_clock_or_than_one_that_was_seen() {
+    let c = client("web");
+    let mut seen = observed(&c, vec![pod("web-0", "u1", "n1")], vec![]);
+    seen.floor = 1_800_000_000;
+    let epoch = |seen: &Observed<'_>| match &plan(seen).writes[..] {
+        [Write::Create(m)] => m.spec.epoch,
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(epoch(&seen), 1_800_000_000);
+    seen.known.insert("2001-db8-a-1-64".into(), 1_900_000_000);
+    assert_eq!(epoch(&seen), 1_900_000_001);
+}
+
+#[test]
+fn a_pod_whose_mapping_was_lost_gets_the_prefix_that_it_was_told() {
+    let c = client("web");
+    let mut p = pod("web-1", "u1", "n1");
+    let pods = vec![pod("web-0", "u0", "n1"), p.clone()];
+    let first = plan(&observed(&c, pods, vec![]));
+    let told = first.annotate.iter().find(|(name, ..)| name == "web-1").unwrap();
+    p.annotations = told.2.clone();
+    let next = plan(&observed(&c, vec![p], vec![]));
+    let [Write::Create(m)] = &next.writes[..] else { panic!("{:?}", next.writes) };
+    assert_eq!(m.spec.prefix, "2001:db8:a:2::/64");
+}

@@ -71,12 +71,14 @@ fn a_thousand_pods_at_once_all_get_a_prefix_each_for_a_few_writes() {
             assert!(began.elapsed() < Duration::from_secs(120), "not all have a prefix");
         }
         let took = began.elapsed();
-        let counts = shared.lock().counts.clone();
-        let world = shared.lock();
-        let prefixes: std::collections::BTreeSet<String> =
-            world.store.list("pods", NS).filter_map(|(_, p)| told(p).map(String::from)).collect();
-        assert_eq!(prefixes.len(), PODS, "two pods have one prefix");
-        drop(world);
+        let counts = {
+            let world = shared.lock();
+            let all = world.store.list("pods", NS);
+            let prefixes: std::collections::BTreeSet<String> =
+                all.filter_map(|(_, p)| told(p).map(String::from)).collect();
+            assert_eq!(prefixes.len(), PODS, "two pods have one prefix");
+            world.counts.clone()
+        };
         // A Bound status is written behind the annotation.
         sleep(Duration::from_secs(30)).await;
         (counts, took.as_millis())

@@ -135,7 +135,7 @@ impl World {
     pub fn touch(&mut self, key: &Key) {
         let n = self.store.revision();
         let change = |o: &mut Value| {
-            o["metadata"]["annotations"]["example.test/touched"] = json!(n.to_string())
+            o["metadata"]["annotations"]["example.test/touched"] = json!(n.to_string());
         };
         if self.store.edit(key, change).is_some() {
             self.log("somebody:", &format!("touched {} {}", key.plural, key.name));
