@@ -61,8 +61,7 @@ pub(super) fn parse_option(r: &mut Reader<'_>) -> Result<Option<NdOption>, WireE
             let mut r = Reader(body);
             r.take(6)?;
             let value = r.u64()?;
-            // Rounded up, so that the fraction comes out again as it was.
-            let nanos = ((value & 0xffff) * 1_000_000_000).div_ceil(1 << 16);
+            let nanos = ((value & 0xffff) * 1_000_000_000) >> 16;
             Some(NdOption::Timestamp(Duration::new(
                 value >> 16,
                 u32::try_from(nanos).map_err(|_| WireError::BadValue)?,
