@@ -9,6 +9,8 @@ use aero_protocol::Output;
 use aero_protocol::address::LinkLayerAddress;
 use tokio::sync::{Notify, mpsc, watch};
 
+use crate::messages::{Direction, Messages};
+
 /// What is known about the paths of the underlay.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
 pub enum PathMtu {
@@ -75,6 +77,7 @@ pub struct Driver<E: Engine> {
     on_event: Box<dyn Fn(E::Event) + Send + Sync>,
     wake: Notify,
     changed: watch::Sender<u64>,
+    messages: Arc<Messages>,
 }
 
 impl<E: Engine> Driver<E> {
@@ -92,6 +95,7 @@ impl<E: Engine> Driver<E> {
             on_event: Box::new(on_event),
             wake: Notify::new(),
             changed: watch::channel(0).0,
+            messages: Arc::default(),
         };
         (Arc::new(driver), outgoing)
     }
@@ -104,8 +108,9 @@ impl<E: Engine> Driver<E> {
             let result = f(&mut engine, Instant::now());
             while let Some(output) = engine.poll_output() {
                 match output {
-                    // Ends only with the process.
                     Output::Send { to, packet } | Output::SendOn { to, packet, .. } => {
+                        self.messages.count(Direction::Out, &packet);
+                        // Ends only with the process.
                         drop(self.sender.send((to, packet)));
                     }
                     Output::Forward(change) => self.table.apply(&change),
@@ -122,6 +127,11 @@ impl<E: Engine> Driver<E> {
             (self.on_event)(event);
         }
         result
+    }
+
+    /// How many control messages went by.
+    pub fn messages(&self) -> Arc<Messages> {
+        Arc::clone(&self.messages)
     }
 
     /// Tells when the engine has reported something.
@@ -146,6 +156,7 @@ impl<E: Engine> Driver<E> {
         };
         let receive = async {
             while let Some(Control { from, packet }) = control.recv().await {
+                self.messages.count(Direction::In, &packet);
                 self.with(|engine, now| engine.handle_packet(from, &packet, now));
             }
         };

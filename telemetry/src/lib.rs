@@ -4,5 +4,7 @@
 #![forbid(unsafe_code)]
 
 pub mod admin;
+pub mod catalog;
+pub mod debug;
 pub mod logs;
 pub mod shutdown;

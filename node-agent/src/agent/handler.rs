@@ -40,6 +40,10 @@ impl Handler for Agent {
             )),
         }
     }
+
+    fn handled(&self, verb: &str, outcome: &Result<Done, CniError>, took: Duration) {
+        self.requests.observe(verb, outcome.is_ok(), took);
+    }
 }
 
 /// The interface that an ADD makes: as a delegate the one it names, chained our own beside the

@@ -1,8 +1,10 @@
 //! The agent role: one Client per enrolled pod of this node.
 
 mod assignment;
+mod debug;
 mod handler;
 mod journal;
+mod tell;
 mod watch;
 
 use std::collections::BTreeSet;
@@ -15,7 +17,7 @@ use aero_dataplane::underlay::Underlay;
 use aero_dataplane::userspace::{self, Forwarder};
 use aero_dataplane::{ForwardingTable, interface_mtu, tun};
 use aero_protocol::address::{Duid, Epoch, LinkLayerAddress};
-use aero_protocol::client::{ClientSpec, Config, Event, Node};
+use aero_protocol::client::{ClientSpec, Config, Node};
 use aero_protocol::wire::aero_options::Claim;
 use aero_telemetry::admin::{self, Readiness, ReadyHandle};
 use aero_telemetry::shutdown;
@@ -93,7 +95,8 @@ pub struct AgentArgs {
     /// Look for direct paths to other nodes, and let them send straight to this one.
     #[arg(long, env = "AERO_OPTIMIZE", default_value_t = true, action = clap::ArgAction::Set)]
     optimize: bool,
-    /// Address of /healthz, /readyz, /metrics and /debug/correspondents.
+    /// Address of /healthz, /readyz, /metrics, and of /debug/node, /debug/probe and
+    /// /debug/correspondents for callers on this node.
     #[arg(long, env = "AERO_ADMIN", default_value = "[::]:9061")]
     admin: SocketAddr,
 }
@@ -117,6 +120,9 @@ pub struct Agent {
     watches: Arc<Watches>,
     journal: Journal,
     routed: Mutex<BTreeSet<IpNet>>,
+    underlay: Vec<LinkLayerAddress>,
+    table: Arc<dyn ForwardingTable>,
+    requests: metrics::CniRequests,
 }
 
 fn duid(client: Uuid) -> Duid {
@@ -155,17 +161,21 @@ pub async fn run(args: AgentArgs) -> anyhow::Result<()> {
         optimize: args.optimize,
     });
     let table: Arc<dyn ForwardingTable> = forwarder.clone();
-    let (driver, outgoing) = Driver::new(engine, Arc::clone(&table), report);
+    let mut registry = Registry::default();
+    let teller = Arc::new(tell::Teller::new(metrics::Refusals::new(&mut registry)));
+    let told = Arc::clone(&teller);
+    let (driver, outgoing) =
+        Driver::new(engine, Arc::clone(&table), move |event| told.report(event));
     driver.with(paths::set_clock);
     let triggers = forwarder.triggers();
     let readiness = Readiness::default();
     let (cni_ready, servers_ready) = (readiness.register("cni"), readiness.register("servers"));
-    let mut registry = Registry::default();
-    metrics::register(&mut registry, Arc::clone(&table));
-    paths::register(&mut registry, Arc::clone(&driver));
+    let requests = metrics::CniRequests::new(&mut registry);
+    debug::register(&mut registry, &driver, Arc::clone(&table));
+    let about = debug::About::default();
     let stop = tokio_util::sync::CancellationToken::new();
     let correspondents = Arc::clone(&driver);
-    let extra = axum::Router::new().route(
+    let extra = debug::router(about.clone()).route(
         "/debug/correspondents",
         axum::routing::get(move || async move { axum::Json(paths::list(&correspondents)) }),
     );
@@ -192,8 +202,13 @@ pub async fn run(args: AgentArgs) -> anyhow::Result<()> {
         watches,
         journal,
         routed: Mutex::default(),
+        underlay: underlay.addresses().collect(),
+        table: Arc::clone(&table),
+        requests,
         args: args.clone(),
     });
+    about.is(&agent);
+    teller.is(&agent, client.clone());
     agent.recover().await;
     let listener = cni_server::listen(&args.socket)
         .with_context(|| format!("the socket {}", args.socket.display()))?;
@@ -215,30 +230,6 @@ pub async fn run(args: AgentArgs) -> anyhow::Result<()> {
         tracing::info!("attachments and configuration stay for the next agent");
     }
     Ok(())
-}
-
-fn report(event: Event) {
-    let Some(event) = paths::report(event) else { return };
-    match event {
-        Event::Delegated { client, server, prefixes, new: true } => {
-            tracing::info!(%client, %server, ?prefixes, "delegated");
-        }
-        Event::Delegated { .. } => {}
-        Event::Refused { client, server, text } => {
-            tracing::warn!(%client, %server, "refused: {text}");
-        }
-        Event::Muted { client, why } => tracing::warn!(%client, ?why, "no longer served here"),
-        Event::Released { client } => tracing::info!(%client, "released"),
-        Event::ServerUp(server) => tracing::info!(%server, "Server answers"),
-        Event::ServerDown(server) => tracing::warn!(%server, "Server does not answer any more"),
-        Event::LeftServer { client, server, confirmed } => {
-            tracing::info!(%client, %server, confirmed, "left this Server for another");
-        }
-        Event::LinkUsed(link) => tracing::info!(link, "another underlay link is used"),
-        Event::Dropped { from, why } => tracing::debug!(%from, "control packet dropped: {why}"),
-        // Reported before.
-        Event::PathOpened { .. } | Event::PathLost { .. } | Event::Ignored { .. } => {}
-    }
 }
 
 /// Tells the engine which Servers there are. No Server at all is no news to act on: leases go on

@@ -18,6 +18,9 @@ const READ_TIME: Duration = Duration::from_secs(5);
 pub trait Handler: Send + Sync + 'static {
     /// Does what a request asks for.
     fn handle(&self, request: Request) -> impl Future<Output = Result<Done, CniError>> + Send;
+
+    /// Learns how a request went.
+    fn handled(&self, verb: &str, outcome: &Result<Done, CniError>, took: Duration);
 }
 
 /// Listens on `path`, in the place of a socket that an earlier run left.
@@ -65,6 +68,7 @@ async fn exchange<H: Handler>(mut stream: UnixStream, handler: &H) -> io::Result
             let began = Instant::now();
             let outcome = handler.handle(request).await;
             let elapsed = began.elapsed();
+            handler.handled(&verb, &outcome, elapsed);
             match &outcome {
                 Ok(_) if verb == "STATUS" => {}
                 Ok(_) => tracing::info!(verb, container, ?elapsed, "CNI request done"),

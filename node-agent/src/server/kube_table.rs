@@ -14,6 +14,7 @@ use kube::runtime::{WatchStreamExt, reflector};
 use kube::{Api, Client, ResourceExt};
 use uuid::Uuid;
 
+use super::moves::Moves;
 use crate::driver::Driver;
 
 /// Keeps the Server's copy of the table; returns only if there is no way to an API server.
@@ -22,10 +23,11 @@ pub(super) async fn follow(
     link: &str,
     mappings_ready: &admin::ReadyHandle,
     link_ready: &admin::ReadyHandle,
+    moves: &Moves,
 ) -> anyhow::Result<()> {
     let client = Client::try_default().await.context("there is no way to an API server")?;
     tokio::join!(
-        watch_mappings(&client, driver, link, mappings_ready),
+        watch_mappings(&client, driver, link, mappings_ready, moves),
         watch_link(&client, driver, link, link_ready),
     );
     Ok(())
@@ -57,6 +59,7 @@ async fn watch_mappings(
     driver: &Driver<Server>,
     link: &str,
     ready: &admin::ReadyHandle,
+    moves: &Moves,
 ) {
     let api: Api<AcpMapping> = Api::all(client.clone());
     let mut stream = std::pin::pin!(aero_crds::watch(api, watcher::Config::default()));
@@ -66,6 +69,8 @@ async fn watch_mappings(
         let set = |m: &AcpMapping| {
             let mapping = read_mapping(m, link)?;
             let prefix = mapping.prefix;
+            let of = &m.spec.client_ref;
+            moves.identify(prefix, format!("{}/{}/{}", of.namespace, of.name, m.spec.identity));
             driver.with(|engine, now| engine.set_mapping(mapping, now));
             Some(prefix)
         };
@@ -79,12 +84,14 @@ async fn watch_mappings(
             Ok(Watched::InitDone) => {
                 let all = listed.take().unwrap_or_default();
                 driver.with(|engine, _| engine.retain_mappings(&all));
+                moves.retain(&all);
                 ready.ready();
             }
             Ok(Watched::Apply(m)) => drop(set(&m)),
             Ok(Watched::Delete(m)) => {
                 if let Some(mapping) = read_mapping(&m, link) {
                     driver.with(|engine, _| engine.remove_mapping(mapping.prefix));
+                    moves.forget(mapping.prefix);
                 }
             }
             // Leases go on from the copy of the table while the API server is away.

@@ -6,12 +6,13 @@
 pub mod file_table;
 mod kube_table;
 mod legacy;
+mod moves;
 mod passed;
 
 use std::net::{IpAddr, Ipv6Addr, SocketAddr, SocketAddrV6};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use aero_dataplane::ForwardingTable;
 use aero_dataplane::underlay::Underlay;
@@ -19,6 +20,7 @@ use aero_dataplane::userspace::{self, Forwarder};
 use aero_protocol::address::{Duid, ServerId};
 use aero_protocol::server::{Authentication, Config, Event, Server};
 use aero_telemetry::admin::{self, Readiness};
+use aero_telemetry::debug::{NeighborReport, ServerReport};
 use aero_telemetry::shutdown;
 use anyhow::Context as _;
 use axum::routing::get;
@@ -26,12 +28,13 @@ use axum::{Json, Router};
 use clap::Args;
 use prometheus_client::registry::Registry;
 use rand::Rng;
-use serde_json::{Value, json};
 use tokio::sync::mpsc;
 use uuid::Uuid;
 
+use crate::attach;
 use crate::driver::{Driver, PathMtu};
-use crate::{attach, metrics};
+use crate::metrics::{self, Counted, Refusals};
+use moves::Moves;
 
 /// Control packets that wait for the engine at most.
 const CONTROL_QUEUE: usize = 4096;
@@ -78,7 +81,8 @@ pub struct ServerArgs {
     /// underlay without routers too; 0 is the draft's rule.
     #[arg(long, env = "AERO_TTL_STEP", default_value_t = 0)]
     ttl_step: u8,
-    /// Address of /healthz, /readyz, /metrics and /debug/neighbors.
+    /// Address of /healthz, /readyz, /metrics, and of /debug/server and /debug/neighbors for
+    /// callers on this node.
     #[arg(long, env = "AERO_ADMIN", default_value = "[::]:9060")]
     admin: SocketAddr,
 }
@@ -115,7 +119,11 @@ pub async fn run(args: ServerArgs) -> anyhow::Result<()> {
         authentication: Authentication::NodeAddress,
     });
     let table: Arc<dyn ForwardingTable> = forwarder.clone();
-    let (driver, outgoing) = Driver::new(engine, Arc::clone(&table), report);
+    let mut registry = Registry::default();
+    let moves = Arc::new(Moves::new(&mut registry));
+    let (seen, refusals) = (Arc::clone(&moves), Refusals::new(&mut registry));
+    let (driver, outgoing) =
+        Driver::new(engine, Arc::clone(&table), move |event| report(&seen, &refusals, event));
     driver.with(|server, _| {
         server.set_optimize(args.optimize);
         server.set_reconfigure_secret(rand::rng().random());
@@ -132,12 +140,24 @@ pub async fn run(args: ServerArgs) -> anyhow::Result<()> {
     let link_ready = args.table.is_none().then(|| readiness.register("link"));
     let serving = readiness.register("serving");
     serving.ready();
-    let mut registry = Registry::default();
-    metrics::register(&mut registry, table);
-    passed::register(&mut registry, Arc::clone(&driver));
+    register(&mut registry, &driver, Arc::clone(&table));
+    let about = About {
+        link: args.link.clone(),
+        underlay: underlay.addresses().map(|l2| l2.to_string()).collect(),
+        driver: Arc::clone(&driver),
+        table,
+        moves: Arc::clone(&moves),
+    };
     let neighbors = Arc::clone(&driver);
     let debug = Router::new()
-        .route("/debug/neighbors", get(move || async move { Json(list_neighbors(&neighbors)) }));
+        .route("/debug/neighbors", get(move || async move { Json(list_neighbors(&neighbors)) }))
+        .route(
+            "/debug/server",
+            get(move || {
+                let report = about.report();
+                async move { Json(report) }
+            }),
+        );
     let stop = tokio_util::sync::CancellationToken::new();
     let mut admin =
         tokio::spawn(admin::serve(args.admin, readiness, registry, debug, stop.clone()));
@@ -151,7 +171,7 @@ pub async fn run(args: ServerArgs) -> anyhow::Result<()> {
             match (&args.table, &link_ready) {
                 (Some(file), _) => file_table::follow(file, &driver, &mappings_ready).await,
                 (None, Some(ready)) => {
-                    kube_table::follow(&driver, &args.link, &mappings_ready, ready).await
+                    kube_table::follow(&driver, &args.link, &mappings_ready, ready, &moves).await
                 }
                 (None, None) => Ok(()),
             }
@@ -168,34 +188,112 @@ pub async fn run(args: ServerArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn report(event: Event) {
+/// Registers the Server's metrics.
+fn register(
+    registry: &mut Registry,
+    driver: &Arc<Driver<Server>>,
+    table: Arc<dyn ForwardingTable>,
+) {
+    metrics::register(registry, table);
+    metrics::register_messages(registry, driver.messages());
+    passed::register(registry, Arc::clone(driver));
+    let of_neighbors = Arc::clone(driver);
+    registry.register_collector(Box::new(Counted {
+        head: ("aero_neighbors", "Neighbour cache entries, by what the neighbour is", "kind"),
+        count: move || vec![("client", of_neighbors.with(|e, _| e.neighbors().count()))],
+    }));
+}
+
+fn report(moves: &Moves, refusals: &Refusals, event: Event) {
+    let now = Instant::now();
     match event {
         Event::Associated { prefix, at, moved_from, epoch } => {
+            let gap = moves.associated(prefix, at, epoch, now).map(|g| format!("{g:?}"));
             let moved_from = moved_from.map(|l2| l2.to_string());
-            tracing::info!(%prefix, %at, moved_from, %epoch, "associated");
+            let client = moves.identity(prefix);
+            tracing::info!(client, %prefix, %at, moved_from, %epoch, gap, "associated");
         }
-        Event::Ended { prefix, at, why } => tracing::info!(%prefix, %at, ?why, "lease ended"),
+        Event::Ended { prefix, at, why } => {
+            moves.ended(prefix, now);
+            tracing::info!(client = moves.identity(prefix), %prefix, %at, ?why, "lease ended");
+        }
         Event::Refused { client, from, why } => {
-            tracing::warn!(%client, %from, "refused: {why}");
+            refusals.refused();
+            tracing::warn!(client_id = %client, %from, "refused: {why}");
+        }
+        Event::Dropped { from, why } => {
+            refusals.dropped(why);
+            tracing::debug!(%from, "control packet dropped: {why}");
         }
         Event::NotPassed { from, why } => {
             tracing::debug!(%from, why = why.label(), "a message to another Client was dropped");
         }
-        Event::Dropped { from, why } => tracing::debug!(%from, "control packet dropped: {why}"),
     }
 }
 
-fn list_neighbors(driver: &Driver<Server>) -> Value {
+/// What `/debug/server` is made of.
+#[derive(Clone)]
+struct About {
+    link: String,
+    underlay: Vec<String>,
+    driver: Arc<Driver<Server>>,
+    table: Arc<dyn ForwardingTable>,
+    moves: Arc<Moves>,
+}
+
+impl About {
+    fn report(&self) -> ServerReport {
+        ServerReport {
+            version: env!("CARGO_PKG_VERSION").into(),
+            link: self.link.clone(),
+            underlay: self.underlay.clone(),
+            mappings: self.driver.with(|e, _| e.sizes().mappings),
+            neighbors: list_neighbors(&self.driver),
+            moves: self.moves.all(),
+            counters: metrics::counters(self.table.counters()),
+        }
+    }
+}
+
+fn list_neighbors(driver: &Driver<Server>) -> Vec<NeighborReport> {
     driver.with(|engine, now| {
-        let list = engine.neighbors().map(|n| {
-            json!({
-                "acp": n.prefix.to_string(),
-                "client": n.client.to_string(),
-                "linkLayer": n.link_layer.to_string(),
-                "epoch": n.epoch.0,
-                "leaseSeconds": n.until.saturating_duration_since(now).as_secs(),
-            })
+        let list = engine.neighbors().map(|n| NeighborReport {
+            acp: n.prefix.to_string(),
+            client: n.client.to_string(),
+            link_layer: n.link_layer.to_string(),
+            epoch: n.epoch.0,
+            lease_seconds: n.until.saturating_duration_since(now).as_secs(),
         });
-        Value::Array(list.collect())
+        list.collect()
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn every_metric_of_a_server_is_documented() {
+        let loopback = ["::1".parse().unwrap()];
+        let underlay = Arc::new(Underlay::bind(&loopback, 0).unwrap());
+        let forwarder = Forwarder::new(underlay, None, mpsc::channel(1).0);
+        let mut registry = Registry::default();
+        let moves = Arc::new(Moves::new(&mut registry));
+        let engine = Server::new(Config {
+            id: ServerId::from_underlay(loopback[0]),
+            duid: Duid::from_uuid(Uuid::nil()),
+            asps: Vec::new(),
+            lease: Duration::from_secs(40),
+            authentication: Authentication::NodeAddress,
+        });
+        let refusals = Refusals::new(&mut registry);
+        let (driver, _outgoing) =
+            Driver::new(engine, forwarder.clone(), move |event| report(&moves, &refusals, event));
+        register(&mut registry, &driver, forwarder);
+        let readiness = Readiness::default();
+        let _known = readiness.register("mappings");
+        admin::register(&mut registry, &readiness);
+        let document = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/metrics.md");
+        aero_telemetry::catalog::hold(document.as_ref(), "server", &registry).unwrap();
+    }
 }
