@@ -73,6 +73,8 @@ pub struct Settings {
     pub pull_policy: String,
     /// Service account of the Servers.
     pub server_service_account: String,
+    /// What the Servers log, and in which form.
+    pub log: (String, &'static str),
 }
 
 /// Everything that the controllers share.

@@ -10,8 +10,10 @@
 pub mod allocation;
 pub mod client;
 pub mod context;
+pub mod events;
 pub mod link;
 pub mod mapping;
+pub mod metrics;
 pub mod relay;
 pub mod run;
 pub mod server;

@@ -5,6 +5,7 @@
 use std::net::SocketAddr;
 
 use aero_operator::context::{Context, Settings, system_clock};
+use aero_operator::metrics::Caches;
 use aero_operator::run::{self, Metrics};
 use aero_telemetry::admin::{self, Readiness};
 use aero_telemetry::{logs, shutdown};
@@ -61,6 +62,7 @@ async fn main() -> anyhow::Result<()> {
     let api = readiness.register("api");
     let mut registry = Registry::default();
     let metrics = Metrics::new(&mut registry);
+    let caches = Caches::register(&mut registry);
     let admin = tokio::spawn(admin::serve(
         args.admin,
         readiness.clone(),
@@ -84,6 +86,7 @@ async fn main() -> anyhow::Result<()> {
         node_agent_image: args.node_agent_image,
         pull_policy: args.pull_policy,
         server_service_account: args.server_service_account,
+        log: (args.logs.log, args.logs.log_format.name()),
     };
     api.ready();
     tracing::info!("standing by for the Lease");
@@ -103,6 +106,8 @@ async fn main() -> anyhow::Result<()> {
         // The Lease does not fence: an operator that was paused, or cut off from the API server,
         // leads in its own eyes until it has read the Lease again. So nothing that it writes may do
         // harm: see crate::mapping and tests/model, where two lead at once.
+        // A leader without its caches decides nothing yet.
+        let filled = readiness.register("caches");
         // Caches are filled after the Lease is ours, so they hold all that the leader before us
         // has written.
         tokio::select! {
@@ -111,6 +116,8 @@ async fn main() -> anyhow::Result<()> {
                     apply_crds(&client).await?;
                 }
                 let ctx = Context::start(client, settings, system_clock()).await?;
+                caches.are(&ctx);
+                filled.ready();
                 run::all(ctx, metrics).await;
                 anyhow::Ok(())
             } => outcome?,

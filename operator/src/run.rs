@@ -26,22 +26,36 @@ struct Labels {
     result: &'static str,
 }
 
+/// Label of the times.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Controller {
+    controller: &'static str,
+}
+
 /// Counts and times of rounds.
 #[derive(Debug, Clone)]
 pub struct Metrics {
     rounds: Family<Labels, Counter>,
-    duration: Histogram,
+    duration: Family<Controller, Histogram>,
 }
 
 impl Metrics {
     /// Registers them.
     pub fn new(registry: &mut Registry) -> Self {
-        let rounds = Family::default();
-        let duration = Histogram::new(exponential_buckets(0.001, 2.0, 14));
-        registry.register("aero_reconcile", "Rounds of a controller by result", rounds.clone());
+        let rounds = Family::<Labels, Counter>::default();
+        let histogram = || Histogram::new(exponential_buckets(0.001, 2.0, 14));
+        let duration = Family::<Controller, Histogram>::new_with_constructor(histogram);
+        for controller in ["client", "link", "server", "relay"] {
+            for result in ["ok", "error"] {
+                drop(rounds.get_or_create(&Labels { controller, result }));
+            }
+            drop(duration.get_or_create(&Controller { controller }));
+        }
+        let help = "Rounds of a controller, by controller and result";
+        registry.register("aero_reconcile", help, rounds.clone());
         registry.register_with_unit(
             "aero_reconcile_duration",
-            "Time of one round",
+            "Duration of one round, by controller",
             Unit::Seconds,
             duration.clone(),
         );
@@ -79,7 +93,8 @@ where
         let key = queue.next().await;
         let began = Instant::now();
         let outcome = round(key.clone()).await;
-        metrics.duration.observe(began.elapsed().as_secs_f64());
+        let took = began.elapsed().as_secs_f64();
+        metrics.duration.get_or_create(&Controller { controller }).observe(took);
         let result = if outcome.is_ok() { "ok" } else { "error" };
         metrics.rounds.get_or_create(&Labels { controller, result }).inc();
         match outcome {

@@ -23,6 +23,16 @@ pub enum Format {
     Json,
 }
 
+impl Format {
+    /// Its name, as `--log-format` takes it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Text => "text",
+            Self::Json => "json",
+        }
+    }
+}
+
 /// Starts logging.
 ///
 /// # Errors

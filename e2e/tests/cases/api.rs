@@ -89,7 +89,7 @@ fn refusal(
     context: &Context,
     name: &str,
     prefix: &str,
-    reason: &str,
+    (event, reason): (&str, &str),
     words: &[&str],
 ) -> anyhow::Result<()> {
     let cluster = &context.shared()?.cluster;
@@ -121,7 +121,7 @@ fn refusal(
                 let text = events()?;
                 Ok(text
                     .lines()
-                    .any(|l| l.starts_with(reason) && words.iter().all(|w| l.contains(w))))
+                    .any(|l| l.starts_with(event) && words.iter().all(|w| l.contains(w))))
             },
         )?;
         cluster.wait_until("the pod's start says the same", Duration::from_secs(20), || {
@@ -148,7 +148,7 @@ pub fn outside(context: &Context) -> anyhow::Result<()> {
         context,
         "outside",
         "2001:db8:b::/64",
-        "PrefixOutsideLink",
+        ("Rejected: PrefixOutsideLink", "PrefixOutsideLink"),
         &["2001:db8:b::/64 is in no pool of link", "2001:db8:a::/48 in /64s"],
     )
 }
@@ -162,7 +162,7 @@ pub fn held(context: &Context) -> anyhow::Result<()> {
         context,
         "thief",
         &prefix,
-        "PrefixHeld",
+        ("Conflict: PrefixHeld", "PrefixHeld"),
         &[&prefix, "default/web/web-0", "pod web-0 on n"],
     )
 }

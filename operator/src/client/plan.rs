@@ -11,6 +11,7 @@ use ipnet::IpNet;
 use super::doubles::{age, give_up_doubles, holder_of};
 use super::identity::{self, PodView};
 use crate::allocation::{EffectivePool, describe};
+use crate::events::reason_of_refusal;
 
 /// What is known of the link.
 #[derive(Debug, Clone)]
@@ -510,8 +511,8 @@ fn refuse_pod(pod: &PodView, refusal: &Refusal, plan: &mut Plan) {
     ]);
     if want_annotations(pod, wanted, plan) {
         plan.told.push(Told {
-            reason: refusal.reason,
-            message: refusal.message.clone(),
+            reason: reason_of_refusal(refusal.reason),
+            message: format!("{}: {}", refusal.reason, refusal.message),
             warning: true,
             pod: Some((pod.name.clone(), pod.uid.clone())),
             moved: None,

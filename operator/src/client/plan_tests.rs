@@ -148,6 +148,7 @@ fn a_prefix_outside_the_links_pools_is_refused_with_the_pools_in_the_sentence() 
     let (_, _, wanted) = &plan.annotate[0];
     assert!(wanted[annotations::REFUSED].starts_with("PrefixOutsideLink: 2001:db8:b::/64"));
     assert!(plan.told[0].warning);
+    assert_eq!(plan.told[0].reason, "Rejected");
 }
 
 #[test]

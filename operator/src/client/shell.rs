@@ -8,17 +8,17 @@ use anyhow::Context as _;
 use futures::{TryStreamExt, stream};
 use k8s_openapi::api::core::v1::{Node, ObjectReference, Pod};
 use kube::api::{Patch, PatchParams, PostParams};
-use kube::runtime::events::{Event, EventType};
 use kube::runtime::reflector::ObjectRef;
 use kube::{Api, Resource, ResourceExt};
 use serde_json::json;
 
 use super::identity::PodView;
-use super::plan::{LinkView, Observed, Plan, Told, Write, is_bound, plan};
+use super::plan::{LinkView, Observed, Plan, Told, Write, plan};
 use super::{owner, status};
 use crate::allocation::effective_pools;
 use crate::context::{Context, apply_status, in_order};
-use crate::mapping::{holder_lives, holder_uses, patch_status, retire};
+use crate::events::{Note, publish, reason_of_refusal};
+use crate::mapping::{bind, holder_lives, holder_uses, retire};
 
 /// Field manager of what this controller applies.
 const MANAGER: &str = "aero-operator-client";
@@ -105,13 +105,14 @@ async fn carry_out(ctx: &Context, client: &AeroClient, plan: &Plan) -> anyhow::R
     for told in &plan.told {
         tell(ctx, client, told).await;
     }
+    tell_refusal(ctx, client, plan).await;
     let status = status::status(client, plan, &ctx.now());
     if client.status.as_ref() != Some(&status) {
         let api: Api<AeroClient> = Api::namespaced(ctx.client.clone(), &namespace);
         apply_status(&api, &client.name_any(), MANAGER, &status).await?;
     }
     let bound: Vec<AcpMapping> = stream::iter(written.into_iter().map(Ok))
-        .map_ok(|m| bind_phase(ctx, m))
+        .map_ok(|m| bind(ctx, m))
         .try_buffer_unordered(PARALLEL)
         .try_collect()
         .await?;
@@ -163,15 +164,6 @@ async fn may_take(ctx: &Context, mapping: &AcpMapping) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Marks a mapping as its client's, as long as it is what was written.
-async fn bind_phase(ctx: &Context, mapping: AcpMapping) -> anyhow::Result<AcpMapping> {
-    if is_bound(&mapping) {
-        return Ok(mapping);
-    }
-    let status = json!({"phase": "Bound", "releasedAt": null, "freeAt": null});
-    patch_status(ctx, &mapping, status).await
-}
-
 /// Applies our annotations to a pod; what was ours and is not wanted any more goes away.
 async fn annotate(
     ctx: &Context,
@@ -196,13 +188,6 @@ async fn annotate(
 }
 
 async fn tell(ctx: &Context, client: &AeroClient, told: &Told) {
-    let event = Event {
-        type_: if told.warning { EventType::Warning } else { EventType::Normal },
-        reason: told.reason.into(),
-        note: Some(told.message.clone()),
-        action: told.reason.into(),
-        secondary: None,
-    };
     let mut about = vec![client.object_ref(&())];
     if let Some((name, uid)) = &told.pod {
         about.push(ObjectReference {
@@ -214,12 +199,23 @@ async fn tell(ctx: &Context, client: &AeroClient, told: &Told) {
             ..ObjectReference::default()
         });
     }
-    tracing::info!(client = key_of(client), reason = told.reason, "{}", told.message);
-    for reference in about {
-        if let Err(e) = ctx.recorder.publish(&event, &reference).await {
-            tracing::warn!("an Event cannot be written: {e}");
-        }
+    let pod = told.pod.as_ref().map(|(name, _)| name);
+    tracing::info!(client = key_of(client), pod, reason = told.reason, "{}", told.message);
+    let note = Note { reason: told.reason, message: told.message.clone(), warning: told.warning };
+    publish(ctx, &note, &about).await;
+}
+
+/// A client that is refused for the first time is told so, also while it has no pods.
+async fn tell_refusal(ctx: &Context, client: &AeroClient, plan: &Plan) {
+    let Some(refusal) = plan.refusals.first() else { return };
+    let told = plan.told.iter().any(|t| t.warning);
+    let before = client.status.iter().flat_map(|s| &s.conditions).find(|c| c.type_ == "Ready");
+    if told || before.is_some_and(|c| c.reason == refusal.reason) {
+        return;
     }
+    let message = format!("{}: {}", refusal.reason, refusal.message);
+    let note = Note::warning(reason_of_refusal(refusal.reason), message);
+    publish(ctx, &note, &[client.object_ref(&())]).await;
 }
 
 /// A client that is gone: its pods lose their annotations. Its mappings are given up by the

@@ -5,16 +5,21 @@
 use std::collections::{BTreeMap, HashSet};
 use std::time::Duration;
 
-use aero_crds::{AcpMapping, AeroClient, Phase, annotations, parse_duration};
+use aero_crds::{
+    AcpMapping, AcpMappingStatus, AeroClient, Phase, annotations, condition, parse_duration,
+    set_condition,
+};
 use anyhow::Context as _;
 use chrono::{DateTime, Utc};
 use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions};
-use kube::{Api, ResourceExt};
+use kube::{Api, Resource, ResourceExt};
 use serde_json::{Value, json};
 
 use crate::client::identity::PodView;
 use crate::context::{Context, in_order, to_chrono};
+use crate::events::{self, Note};
 
 /// A holder whose pod is gone is taken off the mapping after this long, unless a new pod of the
 /// identity has taken its place.
@@ -45,6 +50,8 @@ pub enum Fate {
 pub struct Looks {
     podless: BTreeMap<String, DateTime<Utc>>,
     orphaned: BTreeMap<String, DateTime<Utc>>,
+    /// Those whose status was not about their spec.
+    unsettled: HashSet<String>,
 }
 
 /// Decides about one mapping. `pods`: UIDs of all pods; `client`: its AeroClient, if it exists.
@@ -112,8 +119,8 @@ pub async fn collect(ctx: &Context, looks: &mut Looks) {
         });
         let fate = fate(&mapping, client.map(AsRef::as_ref), &pods, looks, to_chrono(&ctx.now()));
         let done = match fate {
-            Fate::Leave => Ok(()),
-            Fate::MarkReleased => patch_status(ctx, &mapping, released(ctx)).await.map(drop),
+            Fate::Leave => keep_settled(ctx, &mapping, looks).await,
+            Fate::MarkReleased => write(ctx, &mapping, Life::Kept(ctx.now())).await.map(drop),
             Fate::ClearHolder | Fate::Retire(_) | Fate::Delete => {
                 match holder_lives(ctx, &mapping).await {
                     Ok(false) => end(ctx, &mapping, &fate).await,
@@ -129,6 +136,108 @@ pub async fn collect(ctx: &Context, looks: &mut Looks) {
     let names: HashSet<String> = ctx.mappings.state().iter().map(|m| m.name_any()).collect();
     looks.podless.retain(|n, _| names.contains(n));
     looks.orphaned.retain(|n, _| names.contains(n));
+    looks.unsettled.retain(|n| names.contains(n));
+}
+
+/// A status that is not about its spec at two looks was lost with an operator that ended between
+/// its two writes, or is of a version that wrote less.
+async fn keep_settled(
+    ctx: &Context,
+    mapping: &AcpMapping,
+    looks: &mut Looks,
+) -> anyhow::Result<()> {
+    let now = ctx.now();
+    let life = phase_of(mapping, &now);
+    if mapping.status.as_ref() == Some(&status(mapping, life.clone(), &now)) {
+        looks.unsettled.remove(&mapping.name_any());
+        return Ok(());
+    }
+    if looks.unsettled.insert(mapping.name_any()) {
+        return Ok(());
+    }
+    write(ctx, mapping, life).await.map(drop)
+}
+
+/// Where a mapping is in its life, with the times that belong to it.
+#[derive(Debug, Clone, PartialEq)]
+enum Life {
+    /// A pod holds it.
+    Held,
+    /// Kept for its identity since then.
+    Kept(Time),
+    /// Given up then, free from then on.
+    Cooling(Time, Time),
+}
+
+fn phase_of(mapping: &AcpMapping, now: &Time) -> Life {
+    let status = mapping.status.clone().unwrap_or_default();
+    match (status.phase, status.released_at, status.free_at) {
+        (Some(Phase::Cooling), Some(released), Some(free)) => Life::Cooling(released, free),
+        (_, released, _) if mapping.spec.holder.is_none() => {
+            Life::Kept(released.unwrap_or_else(|| now.clone()))
+        }
+        _ => Life::Held,
+    }
+}
+
+/// The status of a mapping: a pure function of its spec and where it is in its life.
+fn status(mapping: &AcpMapping, life: Life, now: &Time) -> AcpMappingStatus {
+    let generation = mapping.metadata.generation;
+    let mut status = mapping.status.clone().unwrap_or_default();
+    status.observed_generation = generation;
+    let spec = &mapping.spec;
+    let owner = format!("{}/{}/{}", spec.client_ref.namespace, spec.client_ref.name, spec.identity);
+    let (ready, reason, message);
+    match life {
+        Life::Cooling(released, free) => {
+            (ready, reason) = (false, "Cooling");
+            message = format!("{owner} gave it up; free from {} on", free.0);
+            (status.phase, status.released_at, status.free_at) =
+                (Some(Phase::Cooling), Some(released), Some(free));
+        }
+        Life::Kept(since) => {
+            (ready, reason) = (false, "NoHolder");
+            message = format!("kept for {owner}, which has no pod now");
+            (status.phase, status.released_at, status.free_at) =
+                (Some(Phase::Bound), Some(since), None);
+        }
+        Life::Held => {
+            (ready, reason) = (true, "Held");
+            let holder = spec.holder.clone().unwrap_or_default();
+            message = format!("pod {} on {} holds it", holder.pod_name, holder.node);
+            (status.phase, status.released_at, status.free_at) = (Some(Phase::Bound), None, None);
+        }
+    }
+    set_condition(
+        &mut status.conditions,
+        condition("Ready", ready, reason, message, generation, now.clone()),
+    );
+    status
+}
+
+/// Writes the status of a mapping, if it is still what was read.
+async fn write(ctx: &Context, mapping: &AcpMapping, life: Life) -> anyhow::Result<AcpMapping> {
+    let status = status(mapping, life, &ctx.now());
+    // Every field by name, so that those that end are taken away.
+    let value = json!({
+        "observedGeneration": status.observed_generation,
+        "conditions": status.conditions,
+        "phase": status.phase,
+        "releasedAt": status.released_at,
+        "freeAt": status.free_at,
+    });
+    patch_status(ctx, mapping, value).await
+}
+
+/// Marks a mapping as held by its client's pod, as long as it is what was written.
+///
+/// # Errors
+/// If it has changed, or the API server does not take it.
+pub async fn bind(ctx: &Context, mapping: AcpMapping) -> anyhow::Result<AcpMapping> {
+    if mapping.status.as_ref() == Some(&status(&mapping, Life::Held, &ctx.now())) {
+        return Ok(mapping);
+    }
+    write(ctx, &mapping, Life::Held).await
 }
 
 async fn end(ctx: &Context, mapping: &AcpMapping, fate: &Fate) -> anyhow::Result<()> {
@@ -184,16 +293,15 @@ pub async fn patch_status(
     done.with_context(|| format!("the status of {} cannot be changed", mapping.spec.prefix))
 }
 
-fn released(ctx: &Context) -> Value {
-    json!({"phase": "Bound", "releasedAt": ctx.now(), "freeAt": null})
-}
-
 /// Status first: a mapping without a holder always says since when, wherever an operator ends.
 async fn clear_holder(ctx: &Context, mapping: &AcpMapping) -> anyhow::Result<()> {
-    let marked = patch_status(ctx, mapping, released(ctx)).await?;
+    let marked = write(ctx, mapping, Life::Kept(ctx.now())).await?;
     let pod = mapping.spec.holder.as_ref().map(|h| h.pod_name.as_str()).unwrap_or_default();
     take_holder_off(ctx, marked).await?;
-    tracing::info!(prefix = mapping.spec.prefix, pod, "the holder is gone; the prefix is kept");
+    let (prefix, identity) = (&mapping.spec.prefix, &mapping.spec.identity);
+    tracing::info!(prefix, identity, pod, "the holder is gone; the prefix is kept");
+    let text = format!("pod {pod} is gone; {prefix} is kept for {identity}");
+    tell(ctx, mapping, Note::normal("Released", text)).await;
     Ok(())
 }
 
@@ -210,15 +318,15 @@ async fn take_holder_off(ctx: &Context, mut mapping: AcpMapping) -> anyhow::Resu
 /// # Errors
 /// If the mapping has changed since it was read, or the API server does not take it.
 pub async fn retire(ctx: &Context, mapping: &AcpMapping, cool: Duration) -> anyhow::Result<()> {
-    let free_at = to_chrono(&ctx.now()) + cool;
-    let status = json!({
-        "phase": "Cooling",
-        "releasedAt": ctx.now(),
-        "freeAt": free_at.to_rfc3339_opts(chrono::SecondsFormat::Secs, true),
-    });
-    let cooling = patch_status(ctx, mapping, status).await?;
+    let seconds = i64::try_from(cool.as_secs()).unwrap_or(i64::MAX);
+    let free_at = ctx.now().0.as_second().saturating_add(seconds);
+    let free_at = k8s_openapi::jiff::Timestamp::from_second(free_at)?;
+    let cooling = write(ctx, mapping, Life::Cooling(ctx.now(), Time(free_at))).await?;
     take_holder_off(ctx, cooling).await?;
-    tracing::info!(prefix = mapping.spec.prefix, %free_at, "given up; cools");
+    let (prefix, identity) = (&mapping.spec.prefix, &mapping.spec.identity);
+    tracing::info!(prefix, identity, %free_at, "given up; cools");
+    let text = format!("{prefix} of {identity} is given up; free from {free_at} on");
+    tell(ctx, mapping, Note::normal("Released", text)).await;
     Ok(())
 }
 
@@ -229,6 +337,18 @@ async fn delete(ctx: &Context, mapping: &AcpMapping) -> anyhow::Result<()> {
     let params = DeleteParams::default().preconditions(preconditions);
     api.delete(&mapping.name_any(), &params).await?;
     Ok(())
+}
+
+/// Tells of a mapping, on itself and on its AeroClient.
+async fn tell(ctx: &Context, mapping: &AcpMapping, note: Note) {
+    let of = &mapping.spec.client_ref;
+    let clients = ctx.clients.state();
+    let client = clients.iter().find(|c| {
+        c.name_any() == of.name && c.namespace().as_deref() == Some(of.namespace.as_str())
+    });
+    let mut about = vec![mapping.object_ref(&())];
+    about.extend(client.map(|c| c.object_ref(&())));
+    events::publish(ctx, &note, &about).await;
 }
 
 #[cfg(test)]
@@ -300,5 +420,32 @@ mod tests {
         let mut looks = Looks::default();
         fate(&live, None, &some, &mut looks, at(0));
         assert_eq!(fate(&live, None, &some, &mut looks, at(600)), Fate::Leave);
+    }
+
+    #[test]
+    fn a_mapping_is_ready_while_a_pod_holds_it_and_says_why_it_is_not() {
+        let time =
+            |s: i64| Time(k8s_openapi::jiff::Timestamp::from_second(1_800_000_000 + s).unwrap());
+        let mut m = mapping(Some("u1"), json!({"phase": "Bound", "releasedAt": at(0)}));
+        m.metadata.generation = Some(4);
+        let held = status(&m, Life::Held, &time(1));
+        assert_eq!((held.released_at.as_ref(), held.observed_generation), (None, Some(4)));
+        let c = &held.conditions[0];
+        assert_eq!((c.status.as_str(), c.reason.as_str()), ("True", "Held"));
+        assert_eq!((c.message.as_str(), c.observed_generation), ("pod p on n1 holds it", Some(4)));
+        m.status = Some(held.clone());
+        assert_eq!(phase_of(&m, &time(9)), Life::Held);
+        assert_eq!(status(&m, phase_of(&m, &time(9)), &time(2)), held, "nothing to write");
+        m.spec.holder = None;
+        let kept = status(&m, Life::Kept(time(3)), &time(3));
+        assert_eq!(kept.conditions[0].reason, "NoHolder");
+        m.status = Some(kept);
+        assert_eq!(phase_of(&m, &time(9)), Life::Kept(time(3)));
+        let cooling = status(&m, Life::Cooling(time(5), time(95)), &time(5));
+        assert_eq!(
+            (cooling.phase, cooling.free_at.clone()),
+            (Some(Phase::Cooling), Some(time(95)))
+        );
+        assert_eq!(cooling.conditions[0].status, "False");
     }
 }

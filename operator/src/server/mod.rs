@@ -13,6 +13,7 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use crate::context::{Context, apply_status, key};
+use crate::events::{self, Note};
 
 /// Field manager of what this controller applies.
 const MANAGER: &str = "aero-operator-server";
@@ -26,6 +27,8 @@ pub struct Observed {
     pub ready: i32,
     /// Underlay addresses of those that run.
     pub addresses: Vec<String>,
+    /// Those that do not serve (`pod NAME on NODE`), and whether each was told to end.
+    pub idle: Vec<(String, bool)>,
     /// Why nothing is run at all: reason and sentence.
     pub refusal: Option<(&'static str, String)>,
 }
@@ -53,6 +56,30 @@ pub fn status(server: &AeroServer, seen: &Observed, now: &Time) -> AeroServerSta
         condition("Ready", ok, reason, message, generation, now.clone()),
     );
     status
+}
+
+/// What there is to tell when fewer, or again all, Servers serve than the status says.
+pub fn news(server: &AeroServer, seen: &Observed) -> Option<Note> {
+    let before = server.status.as_ref()?.ready_replicas;
+    let count = format!("{} of {} Servers serve", seen.ready, seen.wanted);
+    if seen.refusal.is_some() || seen.wanted == 0 || seen.ready == before {
+        return None;
+    }
+    if seen.ready >= seen.wanted {
+        return (seen.ready > before).then(|| Note::normal("ServersServe", count));
+    }
+    if seen.ready > before {
+        return None;
+    }
+    let idle: Vec<&str> = seen.idle.iter().map(|(name, _)| name.as_str()).collect();
+    let text = if idle.is_empty() { count } else { format!("{count}; not {}", idle.join(", ")) };
+    let lost = usize::try_from(before - seen.ready).unwrap_or(0);
+    let told_to_end = seen.idle.iter().filter(|(_, ending)| *ending).count();
+    Some(if told_to_end >= lost {
+        Note::normal("ServerLeft", text)
+    } else {
+        Note::warning("ServerLost", text)
+    })
 }
 
 /// How many Servers: as asked for, else two, or one where there is only one node.
@@ -92,6 +119,11 @@ pub async fn reconcile(ctx: &Context, wanted: &str) -> anyhow::Result<()> {
         let status = deployment.as_ref().and_then(|d| d.status.as_ref());
         seen.ready = status.and_then(|s| s.ready_replicas).unwrap_or(0);
         seen.addresses = addresses(ctx, server);
+        seen.idle = idle(ctx, server);
+    }
+    if let Some(note) = news(server, &seen) {
+        tracing::info!(server = wanted, reason = note.reason, "{}", note.message);
+        events::publish(ctx, &note, &[server.object_ref(&())]).await;
     }
     let status = status(server, &seen, &ctx.now());
     if server.status.as_ref() == Some(&status) {
@@ -120,6 +152,29 @@ fn addresses(ctx: &Context, server: &AeroServer) -> Vec<String> {
     all
 }
 
+/// The pods of Servers that do not serve.
+fn idle(ctx: &Context, server: &AeroServer) -> Vec<(String, bool)> {
+    let name = server.name_any();
+    let serves = |p: &Pod| {
+        let mut conditions = p.status.iter().flat_map(|s| s.conditions.iter().flatten());
+        p.metadata.deletion_timestamp.is_none()
+            && conditions.any(|c| c.type_ == "Ready" && c.status == "True")
+    };
+    let idle = ctx.pods.state_filter(|p| {
+        p.labels().get(annotations::SERVER_LABEL) == Some(&name)
+            && p.namespace() == server.namespace()
+            && !serves(p)
+    });
+    let node = |p: &Pod| p.spec.as_ref().and_then(|s| s.node_name.clone()).unwrap_or_default();
+    idle.iter()
+        .filter(|p| !node(p).is_empty())
+        .map(|p| {
+            let ending = p.metadata.deletion_timestamp.is_some();
+            (format!("pod {} on {}", p.name_any(), node(p)), ending)
+        })
+        .collect()
+}
+
 async fn apply<K>(ctx: &Context, name: &str, object: Value) -> anyhow::Result<()>
 where
     K: Resource<Scope = k8s_openapi::NamespaceResourceScope> + Clone + DeserializeOwned,
@@ -144,6 +199,28 @@ mod tests {
         assert_eq!(replicas(&server, 5), 2);
         server.spec.replicas = Some(4);
         assert_eq!(replicas(&server, 1), 4);
+    }
+
+    #[test]
+    fn a_server_that_stops_unasked_is_lost_and_one_that_was_told_to_has_left() {
+        let mut server = AeroServer::new("s", AeroServerSpec::default());
+        let with = |ready, idle: &[(&str, bool)]| Observed {
+            wanted: 2,
+            ready,
+            idle: idle.iter().map(|(n, e)| ((*n).to_string(), *e)).collect(),
+            ..Observed::default()
+        };
+        assert_eq!(news(&server, &with(2, &[])), None, "the first status is no news");
+        server.status = Some(AeroServerStatus { ready_replicas: 2, ..AeroServerStatus::default() });
+        let lost = news(&server, &with(1, &[("pod a on n1", false)])).unwrap();
+        assert_eq!((lost.reason, lost.warning), ("ServerLost", true));
+        assert_eq!(lost.message, "1 of 2 Servers serve; not pod a on n1");
+        let left = news(&server, &with(1, &[("pod a on n1", true)])).unwrap();
+        assert_eq!((left.reason, left.warning), ("ServerLeft", false));
+        let vanished = news(&server, &with(0, &[])).unwrap();
+        assert_eq!(vanished.reason, "ServerLost");
+        server.status = Some(AeroServerStatus { ready_replicas: 1, ..AeroServerStatus::default() });
+        assert_eq!(news(&server, &with(2, &[])).unwrap().reason, "ServersServe");
     }
 
     #[test]

@@ -87,6 +87,8 @@ pub fn deployment(server: &AeroServer, settings: &Settings, replicas: i32) -> Va
                             {"name": "AERO_LINK", "value": server.spec.link_ref.name},
                             {"name": "AERO_PORT", "value": server.spec.port.to_string()},
                             {"name": "AERO_ADMIN", "value": format!("[::]:{ADMIN_PORT}")},
+                            {"name": "AERO_LOG", "value": settings.log.0},
+                            {"name": "AERO_LOG_FORMAT", "value": settings.log.1},
                         ],
                         "ports": [
                             {"name": "aero", "containerPort": server.spec.port, "protocol": "UDP"},

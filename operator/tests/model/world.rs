@@ -236,6 +236,7 @@ impl Shared {
             node_agent_image: "image".into(),
             pull_policy: "Never".into(),
             server_service_account: "aero-server".into(),
+            log: ("info".into(), "text"),
         };
         loop {
             // As Kubernetes does with an operator that ends: it is started anew.
