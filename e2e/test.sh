@@ -27,6 +27,7 @@ step cargo test --locked -p aero-e2e --lib --bins
 # Most of these wait for timers of the protocol.
 step cargo test --locked -p aero-e2e --test interop -- --test-threads 6
 step ./target/debug/e2e programs
+step cargo test --locked -p aero-e2e --test chart
 step ./target/debug/e2e images
 step cargo test --locked -p aero-e2e --test kubernetes
 step cargo run -q --locked -p aero-elements -- accept --log "$log"

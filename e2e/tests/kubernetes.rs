@@ -9,7 +9,7 @@ mod cases;
 
 use std::path::PathBuf;
 
-use cases::{Context, api, cni, direct, lab, moves, underlay};
+use cases::{Context, api, cli, cni, direct, lab, moves, underlay};
 use libtest_mimic::{Arguments, Failed, Trial};
 
 type Case = fn(&Context) -> anyhow::Result<()>;
@@ -18,6 +18,9 @@ type Case = fn(&Context) -> anyhow::Result<()>;
 const LAB: &[(&str, Case)] = &[
     ("the_lab_leaves_nothing_behind_even_when_it_was_killed_half_way", lab::leaves_nothing),
     ("the_default_install_serves_within_a_minute", lab::installs),
+    ("kubectl_aero_finds_a_healthy_system_healthy_and_shows_the_way_of_a_packet", cli::healthy),
+    ("helm_test_probes_between_all_nodes", cli::helm_test),
+    ("every_kind_can_be_waited_for_by_its_ready_condition", cli::waits),
     ("two_servers_give_the_same_prefix", moves::two_servers_agree),
     ("a_pod_that_is_not_enrolled_keeps_its_primary_network_untouched", moves::not_enrolled),
     ("bad_input_to_the_plugin_gets_the_specifications_error_codes", cni::error_codes),
@@ -32,10 +35,12 @@ const LAB: &[(&str, Case)] = &[
         direct::move_without_advertisements,
     ),
     ("a_drained_pod_keeps_its_prefix_and_is_reached_within_a_second_of_ready", moves::drains),
+    ("kubectl_aero_lists_the_moves_with_their_gaps", cli::moves),
     ("an_agent_that_is_replaced_recovers_its_attachments", moves::agent_replaced),
     ("without_an_api_server_traffic_goes_on_and_the_plugin_says_what_is_wrong", cni::no_api),
     ("a_pod_of_a_node_that_lost_power_keeps_its_prefix_on_another", moves::power_off),
     ("at_no_time_did_two_pods_hold_one_prefix", moves::never_two_holders),
+    ("kubectl_aero_names_the_part_that_fails_and_what_to_do", cli::names_what_fails),
     ("an_uninstall_leaves_nothing_on_any_node_and_keeps_what_is_the_users", lab::uninstall),
     ("on_an_ipv4_underlay_a_moved_pod_keeps_its_prefix_and_is_reached", underlay::ipv4),
     ("on_an_ipv6_underlay_a_moved_pod_keeps_its_prefix_and_is_reached", underlay::ipv6),
@@ -62,7 +67,7 @@ fn main() {
     let mut trials = Vec::new();
     if lab {
         // Those for any cluster come while the lab is whole.
-        let (first, rest) = LAB.split_at(4);
+        let (first, rest) = LAB.split_at(7);
         trials.extend(first.iter().chain(ANY).chain(rest).map(trial));
     } else {
         trials.extend(ANY.iter().map(trial));

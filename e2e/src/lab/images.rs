@@ -35,7 +35,7 @@ struct Image {
 /// # Errors
 /// With what cargo printed.
 pub fn build_binaries() -> anyhow::Result<PathBuf> {
-    let packages = ["aero-operator", "aero-node-agent", "aero-cni", "aero-e2e"];
+    let packages = ["aero-operator", "aero-node-agent", "aero-cni", "aero-cli", "aero-e2e"];
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     // An explicit target keeps the flags away from build scripts and procedural macros.
     command.current_dir(workspace()).env("RUSTFLAGS", "-C target-feature=+crt-static");
@@ -54,6 +54,11 @@ pub fn build_binaries() -> anyhow::Result<PathBuf> {
     let output = command.output().context("cargo cannot be run")?;
     text_of("building static binaries", &output)?;
     Ok(target_dir().join(TARGET).join("release"))
+}
+
+/// A program of the project, as [`build_binaries`] has built it.
+pub fn built(name: &str) -> PathBuf {
+    target_dir().join(TARGET).join("release").join(name)
 }
 
 fn target_dir() -> PathBuf {
@@ -75,7 +80,7 @@ pub fn product() -> anyhow::Result<Vec<PathBuf>> {
         links: Vec::new(),
     };
     let all = [
-        image("aero-operator", &["aero-operator"], "/bin/aero-operator"),
+        image("aero-operator", &["aero-operator", "kubectl-aero"], "/bin/aero-operator"),
         image("aero-node-agent", &["aero-node-agent", "aero-cni"], "/bin/aero-node-agent"),
         image("aero-talk", &["aero-talk"], "/bin/aero-talk"),
     ];

@@ -1,6 +1,7 @@
 //! The tests, by subject.
 
 pub mod api;
+pub mod cli;
 pub mod cni;
 pub mod direct;
 pub mod faults;

@@ -42,6 +42,9 @@ pub fn status(server: &AeroServer, seen: &Observed, now: &Time) -> AeroServerSta
     status.addresses = seen.addresses.clone();
     let (ok, reason, message) = match &seen.refusal {
         Some((reason, message)) => (false, *reason, message.clone()),
+        None if seen.wanted == 0 => {
+            (false, "NoneWanted", "spec.replicas is 0: nobody delegates or forwards".to_string())
+        }
         None if seen.ready >= seen.wanted => {
             (true, "AllServing", format!("{} of {} Servers serve", seen.ready, seen.wanted))
         }
@@ -232,5 +235,7 @@ mod tests {
         assert!(is_true(&status(&server, &with(1), &at).conditions, "Ready"));
         assert_eq!(status(&server, &with(1), &at).conditions[0].reason, "SomeServing");
         assert_eq!(status(&server, &with(2), &at).conditions[0].reason, "AllServing");
+        let none = Observed::default();
+        assert_eq!(status(&server, &none, &at).conditions[0].reason, "NoneWanted");
     }
 }

@@ -131,3 +131,32 @@ pub fn disruption_budget(server: &AeroServer) -> Value {
         "spec": {"maxUnavailable": 1, "selector": {"matchLabels": selector(server)}},
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use aero_crds::AeroServerSpec;
+
+    #[test]
+    fn a_server_may_do_nothing_that_it_does_not_need() {
+        let server = AeroServer::new("s", AeroServerSpec::default());
+        let settings = Settings {
+            namespace: "aero-system".into(),
+            pod: "o".into(),
+            node_agent_image: "image".into(),
+            pull_policy: "Never".into(),
+            server_service_account: "aero-server".into(),
+            log: ("info".into(), "json"),
+        };
+        let deployment = deployment(&server, &settings, 2);
+        let pod = &deployment["spec"]["template"]["spec"];
+        assert_eq!(pod["securityContext"]["runAsNonRoot"], true);
+        assert_eq!(pod["securityContext"]["seccompProfile"]["type"], "RuntimeDefault");
+        assert!(pod["volumes"].is_null());
+        let container = &pod["containers"][0]["securityContext"];
+        assert_eq!(container["readOnlyRootFilesystem"], true);
+        assert_eq!(container["allowPrivilegeEscalation"], false);
+        assert_eq!(container["capabilities"], json!({"drop": ["ALL"]}));
+        assert_eq!(disruption_budget(&server)["spec"]["maxUnavailable"], 1);
+    }
+}
