@@ -292,7 +292,8 @@ fn say_servers<'a>(
             Some(Ok(_)) => without.push(format!("{} on {} has no lease of it", pod.name, pod.node)),
             Some(Err(why)) => said.push(format!("{} cannot be asked: {why}", pod.name)),
             None => {
-                without.push(format!("{} on {} is not running ({})", pod.name, pod.node, pod.state))
+                without
+                    .push(format!("{} on {} is not running ({})", pod.name, pod.node, pod.state));
             }
         }
     }

@@ -61,13 +61,13 @@ enum Kind {
 
 /// Which message an inner packet is; `None` for one of neither protocol.
 fn kind(packet: &[u8]) -> Option<Kind> {
-    match packet.get(6)? {
-        &UDP => {
+    match *packet.get(6)? {
+        UDP => {
             let number = packet.get(UDP_PAYLOAD);
             let place = DHCPV6.iter().position(|(n, _)| Some(n) == number);
             Some(Kind::Dhcpv6(place.unwrap_or(DHCPV6.len())))
         }
-        &ICMPV6 => {
+        ICMPV6 => {
             let number = packet.get(IPV6_HEADER..IPV6_HEADER + 2);
             let place = ND.iter().position(|(n, _)| Some(n.as_slice()) == number);
             Some(Kind::Nd(place.unwrap_or(ND.len())))

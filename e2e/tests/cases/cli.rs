@@ -226,7 +226,7 @@ pub fn names_what_fails(context: &Context) -> anyhow::Result<()> {
     outcome?;
     all_ok(cluster, &["explain", "pod/web-1"], &["ok    holder"])?;
     let (_, said) = aero(cluster, &["explain", "pod/there-is-none"])
-        .map_or_else(|e| (false, format!("{e:#}")), |ok| ok);
+        .unwrap_or_else(|e| (false, format!("{e:#}")));
     ensure!(said.contains("there is no AeroClient, identity or pod"), "{said}");
     context.note(format!("explained two faults in {} ms", began.elapsed().as_millis()));
     Ok(())
