@@ -3,6 +3,7 @@ E2E = target/debug/e2e
 
 .PHONY: help demo demo-down test unit lint images programs crds clean-lab protocol-table simulate fuzz interop
 .PHONY: help demo demo-down test unit lint images programs crds clean-lab protocol-table faults
+.PHONY: help demo demo-down test unit lint cli images programs crds clean-lab protocol-table
 
 help: ## say what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -30,6 +31,10 @@ interop: ## the protocol on real kernels: stock DHCPv6 clients, Kea, tshark (roo
 lint: ## formatting and clippy
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets -- -D warnings
+
+cli: ## kubectl-aero, for your PATH
+	cargo build -q --release --locked -p aero-cli
+	@echo target/release/kubectl-aero
 
 images: ## container images, as OCI archives in target/images
 	@cargo build -q --locked -p aero-e2e

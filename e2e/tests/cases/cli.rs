@@ -1,6 +1,8 @@
 //! `kubectl aero` against the lab, as its users run it, and the other ways to ask how all is.
 
-use std::process::Command;
+use std::io::{BufRead, BufReader};
+use std::process::{Command, Stdio};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use aero_e2e::lab::images;
@@ -55,7 +57,9 @@ pub fn healthy(context: &Context) -> anyhow::Result<()> {
     }
     let to = one.replace("::/64", "::1");
     let trace = all_ok(cluster, &["trace", "web-0", &to], &["ok    probe", "answer after"])?;
-    ensure!(trace.contains("ok    server aero-server-default"), "{trace}");
+    let node = |pod: &str| cluster.get(&format!("pod/{pod}"), "{.spec.nodeName}");
+    let hop = if node("web-0")? == node("web-1")? { "ok    node n" } else { "ok    server aero-" };
+    ensure!(trace.contains(hop), "{trace}");
     let pairs = all_ok(cluster, &["connectivity", "-o", "json"], &[])?;
     let pairs: Value = serde_json::from_str(&pairs)?;
     let pairs = pairs["pairs"].as_array().context("no pairs")?;
@@ -147,21 +151,53 @@ pub fn waits(context: &Context) -> anyhow::Result<()> {
 }
 
 pub fn moves(context: &Context) -> anyhow::Result<()> {
-    let cluster = &context.shared()?.cluster;
-    let said = all_ok(cluster, &["moves", "--once"], &["default/web/web-", "gap", " -> n"])?;
-    let list = all_ok(cluster, &["moves", "--once", "-o", "json"], &[])?;
-    for line in list.lines() {
-        let m: Value = serde_json::from_str(line)?;
-        let gaps = m["gapMs"].as_object().context("no gaps")?;
-        let longest = gaps.values().filter_map(Value::as_u64).max().context("no gap")?;
-        ensure!(longest < 600_000, "{m}");
-        ensure!(m["epoch"].as_u64().is_some_and(|e| e > 1), "the first holder is no move: {m}");
+    let shared = context.shared()?;
+    let cluster = &shared.cluster;
+    let before = shared.observer.wait("web-0 is ready", Duration::from_secs(60), |s| {
+        s.pod("default/web-0").filter(|p| p.ready_at.is_some()).cloned()
+    })?;
+    let mut live = Command::new(images::built("kubectl-aero"))
+        .env("KUBECONFIG", &cluster.kubeconfig)
+        .arg("moves")
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()?;
+    let lines = Arc::new(Mutex::new(Vec::new()));
+    if let Some(stdout) = live.stdout.take() {
+        let lines = Arc::clone(&lines);
+        std::thread::spawn(move || {
+            for line in BufReader::new(stdout).lines().map_while(Result::ok) {
+                lines.lock().unwrap().push(line);
+            }
+        });
     }
-    let lines = said.lines().count();
-    context.note(format!(
-        "kubectl aero moves: {lines} moves, the last: {}",
-        said.lines().last().unwrap_or_default()
-    ));
+    let outcome = (|| {
+        cluster.kubectl(&["delete", "pod", "web-0", "--wait=false"])?;
+        shared.observer.wait("web-0 is another pod", Duration::from_secs(60), |s| {
+            s.pod("default/web-0").filter(|p| p.ready_at.is_some() && p.uid != before.uid).map(drop)
+        })?;
+        let words = ["default/web/web-0", "gap", " -> n"];
+        let said = all_ok(cluster, &["moves", "--once"], &words)?;
+        let list = all_ok(cluster, &["moves", "--once", "-o", "json"], &[])?;
+        for line in list.lines() {
+            let m: Value = serde_json::from_str(line)?;
+            let gaps = m["gapMs"].as_object().context("no gaps")?;
+            let longest = gaps.values().filter_map(Value::as_u64).max().context("no gap")?;
+            ensure!(longest < 600_000, "{m}");
+            ensure!(m["epoch"].as_u64().is_some_and(|e| e > 1), "the first holder: {m}");
+        }
+        Ok(said.lines().last().unwrap_or_default().to_string())
+    })();
+    let outcome = outcome.and_then(|last| {
+        cluster.wait_until("the live view shows it", Duration::from_secs(20), || {
+            Ok(lines.lock().unwrap().iter().any(|l| l.contains("default/web/web-0")))
+        })?;
+        Ok(last)
+    });
+    live.kill()?;
+    live.wait()?;
+    let last = outcome?;
+    context.note(format!("kubectl aero moves: {last}"));
     let text = cluster.kubectl(&["get", "events", "-o", "jsonpath={.items[*].reason}"])?;
     for reason in ["Delegated", "Moved"] {
         ensure!(text.contains(reason), "no Event {reason}: {text}");
