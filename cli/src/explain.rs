@@ -1,100 +1,13 @@
 //! `kubectl aero explain`: why a prefix is reachable or not, part by part, in the order in which
 //! one part needs the one before: mapping, holder, agent, Server, neighbour, counters.
 
-use std::net::IpAddr;
-
 use aero_crds::{AcpMapping, AeroClient, Phase, annotations};
 use aero_telemetry::debug::{ClientReport, NodeReport, ServerReport};
-use ipnet::IpNet;
 use kube::ResourceExt;
 
 use crate::observe::{PodView, System};
 use crate::report::{Report, count};
 use crate::status::ready;
-
-/// What is to be explained.
-#[derive(Debug, Clone)]
-pub enum Target {
-    /// One prefix.
-    Mapping(Box<AcpMapping>),
-    /// A client that has no prefix.
-    Client(Box<AeroClient>),
-    /// Perhaps a pod of that namespace and name; no prefix knows it.
-    Pod(String, String),
-}
-
-/// Finds what a user means by `aeroclient/web`, `pod/web-0`, `web`, `ns/web`, a prefix or an
-/// address.
-///
-/// # Errors
-/// If it is an address or a prefix that is nobody's.
-pub fn targets(system: &System, text: &str, namespace: &str) -> Result<Vec<Target>, String> {
-    let of = |found: Vec<&AcpMapping>| {
-        found.into_iter().map(|m| Target::Mapping(Box::new(m.clone()))).collect::<Vec<_>>()
-    };
-    let net = text.parse::<IpNet>().ok().or_else(|| text.parse::<IpAddr>().ok().map(IpNet::from));
-    if let Some(net) = net {
-        let has = |m: &&AcpMapping| m.spec.prefix.parse::<IpNet>().is_ok_and(|p| p.contains(&net));
-        let found = of(system.mappings.iter().filter(has).collect());
-        return if found.is_empty() { Err(nobodys(system, net)) } else { Ok(found) };
-    }
-    let (kind, rest) = match text.split_once('/') {
-        Some(("pod" | "pods" | "po", name)) => ("pod", name),
-        Some(("aeroclient" | "aeroclients" | "aclient" | "client", name)) => ("client", name),
-        Some(("acp" | "acpmapping" | "acpmappings", name)) => ("acp", name),
-        _ => ("", text),
-    };
-    let (namespace, name) = rest.split_once('/').unwrap_or((namespace, rest));
-    if kind == "acp" {
-        let found = of(system.mappings.iter().filter(|m| m.name_any() == name).collect());
-        return if found.is_empty() {
-            Err(format!("there is no AcpMapping {name}"))
-        } else {
-            Ok(found)
-        };
-    }
-    let here = |m: &&AcpMapping| m.spec.client_ref.namespace == namespace;
-    if kind != "client" {
-        let is_pod = |m: &&AcpMapping| {
-            m.spec.identity == name || m.spec.holder.as_ref().is_some_and(|h| h.pod_name == name)
-        };
-        let found = of(system.mappings.iter().filter(here).filter(is_pod).collect());
-        if !found.is_empty() {
-            return Ok(found);
-        }
-    }
-    if kind != "pod" {
-        let client = system
-            .clients
-            .iter()
-            .find(|c| c.name_any() == name && c.namespace().as_deref() == Some(namespace));
-        if let Some(client) = client {
-            let mine = |m: &&AcpMapping| m.spec.client_ref.name == name;
-            let found = of(system.mappings.iter().filter(here).filter(mine).collect());
-            return Ok(if found.is_empty() {
-                vec![Target::Client(Box::new(client.clone()))]
-            } else {
-                found
-            });
-        }
-        if kind == "client" {
-            return Err(format!("there is no AeroClient {namespace}/{name}"));
-        }
-    }
-    Ok(vec![Target::Pod(namespace.into(), name.into())])
-}
-
-fn nobodys(system: &System, net: IpNet) -> String {
-    let pools = system.links.iter().flat_map(|l| {
-        let pools = l.status.clone().unwrap_or_default().pools;
-        pools.into_iter().map(|p| (l.name_any(), p.prefix))
-    });
-    let mut pools = pools.filter_map(|(l, p)| Some((l, p.parse::<IpNet>().ok()?)));
-    match pools.find(|(_, p)| p.contains(&net)) {
-        Some((link, pool)) => format!("{net} is in pool {pool} of link {link}, and nobody has it"),
-        None => format!("{net} is in no pool of any link (kubectl get aerolinks)"),
-    }
-}
 
 /// Explains one prefix. `holder`: the pod that the mapping names, if there is one of that name.
 pub fn explain(system: &System, mapping: &AcpMapping, holder: Option<&PodView>) -> Report {
@@ -106,7 +19,7 @@ pub fn explain(system: &System, mapping: &AcpMapping, holder: Option<&PodView>) 
     ));
     say_mapping(mapping, &mut report);
     let Some(h) = &spec.holder else { return report };
-    say_holder(system, mapping, holder, &mut report);
+    let unready = say_holder(system, mapping, holder, &mut report);
     let page = system.agents.get(&h.node);
     let client = say_agent(system, mapping, page, &mut report);
     let leases = say_servers(system, mapping, &mut report);
@@ -119,6 +32,10 @@ pub fn explain(system: &System, mapping: &AcpMapping, holder: Option<&PodView>) 
         &mut report,
     );
     say_counters(system, &h.node, &mut report);
+    // A pod starts only when its prefix is served: it is to blame if nothing else is.
+    if let (Some(advice), true) = (unready, report.healthy()) {
+        report.blame("holder", advice);
+    }
     report
 }
 
@@ -150,13 +67,14 @@ fn say_mapping(mapping: &AcpMapping, report: &mut Report) {
     }
 }
 
+/// Tells about the pod. What to do about one that is there and not Ready.
 fn say_holder(
     system: &System,
     mapping: &AcpMapping,
     holder: Option<&PodView>,
     report: &mut Report,
-) {
-    let Some(h) = &mapping.spec.holder else { return };
+) -> Option<String> {
+    let h = mapping.spec.holder.as_ref()?;
     let ns = &mapping.spec.client_ref.namespace;
     let (name, node) = (&h.pod_name, &h.node);
     let look = format!("kubectl -n {ns} describe pod {name}");
@@ -192,10 +110,12 @@ fn say_holder(
             report.fail("holder", text, format!("kubectl describe node {node}"));
         }
         Some(p) if !p.ready => {
-            report.fail("holder", format!("pod {name} on {node} is not Ready ({})", p.state), look);
+            report.note("holder", format!("pod {name} on {node} is not Ready ({})", p.state));
+            return Some(look);
         }
         Some(_) => report.ok("holder", format!("pod {name} runs on {node} and is Ready")),
     }
+    None
 }
 
 /// Tells about the agent; the client as the agent knows it.

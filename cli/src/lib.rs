@@ -15,6 +15,7 @@ pub mod observe;
 pub mod reach;
 pub mod report;
 pub mod status;
+pub mod target;
 pub mod trace;
 
 #[cfg(test)]

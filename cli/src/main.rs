@@ -8,9 +8,10 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use aero_cli::explain::{Target, explain, explain_client, explain_pod, targets};
+use aero_cli::explain::{explain, explain_client, explain_pod};
 use aero_cli::observe::{self, AGENT_PORT, System};
 use aero_cli::report::Report;
+use aero_cli::target::{Target, targets};
 use aero_cli::{bundle, connectivity, moves, reach, status, trace};
 use aero_crds::parse_duration;
 use anyhow::{Context as _, bail};

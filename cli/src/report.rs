@@ -69,6 +69,14 @@ impl Report {
         }
     }
 
+    /// Turns a remark about a part into a fault, and says what to do.
+    pub fn blame(&mut self, part: &str, advice: impl Into<String>) {
+        if let Some(line) = self.lines.iter_mut().find(|l| l.part == part) {
+            line.state = State::Fail;
+        }
+        self.advice.push(advice.into());
+    }
+
     fn line(&mut self, state: State, part: impl Into<String>, text: impl Into<String>) {
         self.lines.push(Line { state, part: part.into(), text: text.into() });
     }

@@ -71,8 +71,8 @@ impl Status {
             ]);
         }
         let _ = write!(out, "\n{}", table(&rows));
-        for line in advice {
-            let _ = writeln!(out, "\ndo  {line}");
+        for (n, line) in advice.iter().enumerate() {
+            let _ = writeln!(out, "{}do  {line}", if n == 0 { "\n" } else { "" });
         }
         out
     }
