@@ -3,6 +3,7 @@
 # there is nothing to do.
 set -eu
 missing=""
+# `setup.sh bench` installs what `make bench` needs, too.
 need() { command -v "$1" >/dev/null 2>&1 || missing="$missing $2"; }
 need ip iproute2
 need nsenter util-linux
@@ -14,6 +15,9 @@ need conntrack conntrack
 need busybox busybox-static
 need curl curl
 need cc gcc
+# They compile the eBPF programs.
+need clang clang
+[ -e /usr/include/bpf/bpf_helpers.h ] || missing="$missing libbpf-dev"
 # Programs that the protocol is tried against (e2e/tests/interop).
 need tshark tshark
 need dumpcap wireshark-common
@@ -22,6 +26,10 @@ need dhcp6c wide-dhcpv6-client
 need perfdhcp kea-admin
 need kea-dhcp6 kea-dhcp6-server
 [ -e /usr/lib/x86_64-linux-gnu/libc.a ] || [ -e /usr/lib/aarch64-linux-gnu/libc.a ] || missing="$missing libc6-dev"
+if [ "${1:-}" = bench ]; then
+    need iperf3 iperf3
+    need ethtool ethtool
+fi
 for tool in cargo go; do
     command -v "$tool" >/dev/null 2>&1 || { echo "setup: $tool is missing; install the Rust (1.95) and Go (1.26) toolchains" >&2; exit 1; }
 done

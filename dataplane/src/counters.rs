@@ -63,6 +63,7 @@ impl Counters {
             tunneled_packets: self.tunneled_packets.load(Relaxed),
             tunneled_bytes: self.tunneled_bytes.load(Relaxed),
             control_packets: self.control_packets.load(Relaxed),
+            passed_packets: 0,
             send_errors: self.send_errors.load(Relaxed),
             fragmented_packets: self.fragmented_packets.load(Relaxed),
             reassembled_packets: self.reassembled_packets.load(Relaxed),
@@ -83,6 +84,9 @@ pub struct Snapshot {
     pub tunneled_packets: u64,
     pub tunneled_bytes: u64,
     pub control_packets: u64,
+    /// Packets that a forwarder in the kernel left to the one in user space. They are in the
+    /// other counters too.
+    pub passed_packets: u64,
     pub send_errors: u64,
     pub fragmented_packets: u64,
     pub reassembled_packets: u64,

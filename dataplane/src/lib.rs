@@ -2,10 +2,13 @@
 //!
 //! [`ForwardingTable`] is what an engine's changes are given to. [`userspace`] implements it with
 //! a TUN device and UDP sockets; it needs no kernel support beyond those and is what every other
-//! implementation is compared with.
+//! implementation is compared with. [`ebpf`] implements it in the kernel, before the one in user
+//! space; [`select`] takes whichever a node can have.
 
 mod counters;
+pub mod ebpf;
 mod message;
+pub mod select;
 mod table;
 mod trigger;
 pub mod tun;
@@ -13,7 +16,7 @@ pub mod underlay;
 pub mod userspace;
 
 pub use counters::{Counters, Snapshot};
-pub use table::ForwardingTable;
+pub use table::{ForwardingTable, PodInterface};
 pub use trigger::{Trigger, Triggers};
 
 /// Bytes that a tunnel adds over an IPv6 underlay: IPv6 and UDP headers.

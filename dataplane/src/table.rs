@@ -15,6 +15,28 @@ pub trait ForwardingTable: Send + Sync {
     /// and packets are lost when it breaks.
     fn take_used(&self) -> Vec<(IpNet, IpNet)>;
 
-    /// What has been forwarded and dropped since the start.
+    /// What has been forwarded and dropped since the start; by a forwarder that outlives its
+    /// process, since its own start.
     fn counters(&self) -> Snapshot;
+
+    /// Tells the interface behind which a prefix of this node is. It has its addresses and
+    /// routes already: a forwarder that can take a shorter way than the node's network layer
+    /// does so from now on.
+    fn connect(&self, _pod: &PodInterface<'_>) {}
+
+    /// The interface goes, or is gone.
+    fn disconnect(&self, _name: &str) {}
+}
+
+/// The node's end of a pod's pair of interfaces.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PodInterface<'a> {
+    /// Its name on the node.
+    pub name: &'a str,
+    /// The pod's prefix: what is sent to the pod, and all that it may send from.
+    pub prefix: IpNet,
+    /// MAC address of the pod's end.
+    pub mac: [u8; 6],
+    /// MAC address of the node's end.
+    pub node_mac: [u8; 6],
 }

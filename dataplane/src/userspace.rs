@@ -125,6 +125,13 @@ impl Forwarder {
         receiver
     }
 
+    /// Reports a packet as if it had been seen here: a forwarder in the kernel saw it.
+    pub(crate) fn trigger(&self, inner: Inner, packet: &[u8]) {
+        if let Some(triggers) = self.triggers.get() {
+            triggers.offer(inner, packet, Instant::now());
+        }
+    }
+
     /// Forwards until the future is dropped.
     ///
     /// # Errors

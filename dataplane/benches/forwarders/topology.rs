@@ -1,0 +1,242 @@
+//! Pod, node, node, pod; and the ways between the nodes.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use aero_dataplane::ebpf::{Ebpf, Hooks, Options};
+use aero_dataplane::userspace::Forwarder;
+use aero_dataplane::{ForwardingTable, PodInterface, tun, underlay};
+use aero_protocol::address::LinkLayerAddress;
+use aero_protocol::forwarding::{Change, NextHop, Route};
+use tokio::sync::mpsc;
+
+use super::net::{NODE_MAC, Netns, POD_MAC};
+
+/// What carries packets from node to node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Variant {
+    Plain,
+    Vxlan,
+    Userspace,
+    Ebpf,
+}
+
+impl Variant {
+    pub const ALL: [Self; 4] = [Self::Plain, Self::Vxlan, Self::Userspace, Self::Ebpf];
+
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Plain => "plain",
+            Self::Vxlan => "vxlan",
+            Self::Userspace => "userspace",
+            Self::Ebpf => "ebpf-udp",
+        }
+    }
+
+    /// Bytes that it adds over IPv4.
+    fn overhead(self) -> u16 {
+        match self {
+            Self::Plain => 0,
+            Self::Vxlan => 50,
+            Self::Userspace | Self::Ebpf => 28,
+        }
+    }
+}
+
+/// What the nodes' devices do with packets that stand for many.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Underlay {
+    /// A veth pair: they pass whole.
+    Super,
+    /// As over a wire: cut at the sender, merged at the receiver where the kernel knows how.
+    Wire,
+}
+
+impl Underlay {
+    pub const ALL: [Self; 2] = [Self::Super, Self::Wire];
+
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Super => "super",
+            Self::Wire => "wire",
+        }
+    }
+}
+
+const MTU: u16 = 1500;
+const PORT: u16 = 8061;
+
+/// One way from pod to pod.
+pub struct Path {
+    pub variant: Variant,
+    pub pods: [Netns; 2],
+    _nodes: [Netns; 2],
+    running: Vec<Running>,
+}
+
+/// A forwarder, with the runtime that it works in.
+struct Running {
+    ebpf: Option<Arc<Ebpf>>,
+    _runtime: tokio::runtime::Runtime,
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        if let Some(ebpf) = &self.ebpf {
+            ebpf.remove();
+        }
+    }
+}
+
+/// Address of a pod.
+pub fn pod_address(n: usize) -> String {
+    format!("fd00:0:0:{}::1", n + 1)
+}
+
+fn node_address(n: usize) -> IpAddr {
+    IpAddr::from([192, 0, 2, u8::try_from(n + 1).unwrap()])
+}
+
+impl Path {
+    pub fn new(variant: Variant, underlay: Underlay) -> anyhow::Result<Self> {
+        let name = |what: &str, n: usize| format!("{}{what}{n}", &variant.label()[..2]);
+        let nodes = [Netns::new(&name("n", 1))?, Netns::new(&name("n", 2))?];
+        let pods = [Netns::new(&name("p", 1))?, Netns::new(&name("p", 2))?];
+        let inner = MTU - variant.overhead();
+        let two = "numrxqueues 2 numtxqueues 2";
+        nodes[0].ip(&format!(
+            "link add u0 mtu {MTU} {two} type veth peer name u0 mtu {MTU} {two} netns {}",
+            nodes[1].name
+        ))?;
+        for n in 0..2 {
+            let (node, pod, other) = (&nodes[n], &pods[n], 2 - n);
+            let own = n + 1;
+            if underlay == Underlay::Wire {
+                like_a_wire(node)?;
+            }
+            node.ip(&format!("addr add 192.0.2.{own}/24 dev u0"))?;
+            node.ip(&format!("addr add fd99::{own}/64 dev u0 nodad"))?;
+            node.ip("link set u0 up")?;
+            node.ip(&format!("link add aeropod mtu {inner} address 02:ae:00:00:00:01 type veth peer name eth0 mtu {inner} address 02:ae:00:00:00:02 netns {}", pod.name))?;
+            node.ip("addr add fe80::1/64 dev aeropod nodad")?;
+            node.ip("link set aeropod up")?;
+            pod.ip("link set eth0 up")?;
+            pod.ip("addr add fe80::2/64 dev eth0 nodad")?;
+            pod.ip(&format!("addr add {}/128 dev eth0 nodad", pod_address(n)))?;
+            pod.ip(&format!("route add default via fe80::1 dev eth0 src {}", pod_address(n)))?;
+            node.ip(&format!("route add fd00:0:0:{own}::/64 via fe80::2 dev aeropod"))?;
+            let far = format!("fd00:0:0:{other}::/64");
+            match variant {
+                Variant::Plain => {
+                    node.ip(&format!("route add {far} via fd99::{other} dev u0"))?;
+                }
+                Variant::Vxlan => vxlan(node, own, other, inner, &far)?,
+                Variant::Userspace | Variant::Ebpf => {}
+            }
+        }
+        let mut running = Vec::new();
+        if matches!(variant, Variant::Userspace | Variant::Ebpf) {
+            for (n, node) in nodes.iter().enumerate() {
+                running.push(forward(node, n, variant == Variant::Ebpf, inner)?);
+            }
+        }
+        Ok(Self { variant, pods, _nodes: nodes, running })
+    }
+
+    /// The kernel's table on the first node, and the path of its routes' pin.
+    pub fn table(&self) -> Option<(&Ebpf, &'static str)> {
+        let ebpf = self.running.first()?.ebpf.as_deref()?;
+        Some((ebpf, "/sys/fs/bpf/aero/v1/agent-0/routes"))
+    }
+}
+
+fn like_a_wire(node: &Netns) -> anyhow::Result<()> {
+    let cut = [
+        "tso",
+        "tx-udp_tnl-segmentation",
+        "tx-udp_tnl-csum-segmentation",
+        "tx-udp-segmentation",
+        "tx-gre-segmentation",
+        "tx-gre-csum-segmentation",
+        "tx-ipxip4-segmentation",
+        "tx-ipxip6-segmentation",
+    ];
+    let mut args = vec!["-K", "u0"];
+    for feature in cut {
+        args.extend([feature, "off"]);
+    }
+    args.extend(["gro", "on"]);
+    node.exec("ethtool", &args).map(drop)
+}
+
+fn vxlan(node: &Netns, own: usize, other: usize, mtu: u16, far: &str) -> anyhow::Result<()> {
+    node.ip(&format!("link add vx0 mtu {mtu} address 02:00:00:00:00:0{own} type vxlan id 100 dstport 4789 local 192.0.2.{own} dev u0 nolearning"))?;
+    node.ip("link set vx0 up")?;
+    node.ip(&format!("addr add fd98::{own}/64 dev vx0 nodad"))?;
+    node.ip(&format!(
+        "neigh add fd98::{other} lladdr 02:00:00:00:00:0{other} dev vx0 nud permanent"
+    ))?;
+    node.ip(&format!("route add {far} via fd98::{other} dev vx0"))?;
+    let entry = [
+        "fdb",
+        "append",
+        &format!("02:00:00:00:00:0{other}"),
+        "dev",
+        "vx0",
+        "dst",
+        &format!("192.0.2.{other}"),
+    ];
+    node.exec("bridge", &entry).map(drop)
+}
+
+fn forward(node: &Netns, n: usize, in_kernel: bool, mtu: u16) -> anyhow::Result<Running> {
+    node.inside(|| {
+        let mut builder = tokio::runtime::Builder::new_multi_thread();
+        let runtime = builder.worker_threads(2).enable_all().build()?;
+        let guard = runtime.enter();
+        let sockets = Arc::new(underlay::Underlay::bind(&[node_address(n)], PORT)?);
+        let device = tun::open("aero0", mtu)?;
+        node.ip("link set aero0 addrgenmode none multicast off up")?;
+        let far = format!("fd00:0:0:{}::/64", 2 - n);
+        node.ip(&format!("route add {far} dev aero0"))?;
+        let (sender, _control) = mpsc::channel(64);
+        let userspace = Forwarder::new(sockets, Some(device), sender);
+        let ebpf = if in_kernel {
+            let options = Options {
+                root: "/sys/fs/bpf/aero".into(),
+                name: format!("agent-{n}"),
+                addresses: vec![node_address(n)],
+                port: PORT,
+                device: Some("aero0".into()),
+                mtu,
+                hooks: Hooks::Auto,
+                outlives: None,
+            };
+            Some(Ebpf::open(options, Arc::clone(&userspace))?)
+        } else {
+            None
+        };
+        let table: &dyn ForwardingTable = match &ebpf {
+            Some(ebpf) => ebpf.as_ref(),
+            None => userspace.as_ref(),
+        };
+        let peer = LinkLayerAddress::new(node_address(1 - n), PORT);
+        let route = |prefix: &str, to| Change::SetRoute {
+            prefix: prefix.parse().unwrap(),
+            route: Route { to, transit: false, until: None },
+        };
+        let own = format!("fd00:0:0:{}::/64", n + 1);
+        table.apply(&Change::AddPeer(peer));
+        table.apply(&route(&far, NextHop::Neighbor(peer)));
+        table.apply(&route(&own, NextHop::Local));
+        table.connect(&PodInterface {
+            name: "aeropod",
+            prefix: own.parse()?,
+            mac: POD_MAC,
+            node_mac: NODE_MAC,
+        });
+        runtime.spawn(userspace.run());
+        drop(guard);
+        Ok(Running { ebpf, _runtime: runtime })
+    })
+}

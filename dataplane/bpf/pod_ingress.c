@@ -1,0 +1,58 @@
+/*
+ * What a pod sends, as it comes out of the node's end of its pair of interfaces: the filter of its
+ * sources, and the short way into a tunnel. Whatever is not for a neighbour, or not plain, goes on
+ * to the node's network layer.
+ */
+#include "tunnel.h"
+
+inline_always int foreign(const struct pod *pod, const struct inner_address *a)
+{
+	for (int i = 0; i < 4; i++)
+		if ((a->word[i] & pod->mask[i]) != pod->address[i])
+			return 1;
+	return 0;
+}
+
+SEC("classifier")
+int pod_ingress(struct __sk_buff *skb)
+{
+	__u64 now = bpf_ktime_get_ns();
+	__u32 ifindex = skb->ifindex;
+	struct config *c = configuration(now);
+	struct pod *pod = bpf_map_lookup_elem(&pods, &ifindex);
+	struct inner in;
+	struct way way;
+	if (!c || !pod || skb->protocol != bpf_htons(ETH_P_IPV6))
+		return NEXT;
+	pull(skb, ETH_HLEN + sizeof(struct ipv6hdr));
+	if (parse(skb, ETH_HLEN, &in) != DATA || in.source.family != 6 ||
+	    link_local(in.source.word))
+		return NEXT;
+	if (foreign(pod, &in.source)) {
+		count(FOREIGN_SOURCE, 1);
+		return DROP;
+	}
+	struct route *own = live_route(&in.source, now);
+	if (!own || own->kind != LOCAL || own->ifindex != ifindex)
+		return NEXT;
+	__u32 length = skb->len - ETH_HLEN;
+	__u32 longest = longest_piece(skb, length);
+	if (in.hop_limit <= 1 || longest > c->mtu || length > LONGEST)
+		return NEXT;
+	struct l2 to;
+	if (next_hop(skb, ETH_HLEN, c, &in.source, own, &in.destination, &to, now) != NEIGHBOR)
+		return NEXT;
+	if (find_way(skb, c, &to, longest, &way))
+		return NEXT;
+	if (lower_hop_limit(skb, ETH_HLEN, 6))
+		return NEXT;
+	in.hop_limit--;
+	int verdict = encapsulate(skb, c, &to, &in, length, &way);
+	if (verdict == NEXT)
+		return NEXT;
+	if (verdict == DROP)
+		count(SEND_ERRORS, 1);
+	else
+		count_forwarded(skb, TUNNELED_PACKETS, length);
+	return verdict;
+}

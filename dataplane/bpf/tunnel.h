@@ -1,0 +1,209 @@
+/*
+ * Into and out of tunnels. Outer headers follow section 3.10 of the draft: UDP with one port per
+ * node and a checksum of zero (RFC 6935), hop limit and traffic class from the inner header at the
+ * entry and from the outer one where a packet is passed on.
+ *
+ * Super-packets stay whole: the kernel is told that they are encapsulated and cuts them where a
+ * device asks for it.
+ */
+#ifndef AERO_TUNNEL_H
+#define AERO_TUNNEL_H
+
+#include "packet.h"
+
+#define AF_INET 2
+#define AF_INET6 10
+#define LOOPBACK 1 /* index of the loopback in every namespace */
+
+#ifndef BPF_F_ADJ_ROOM_DECAP_L3_IPV4 /* newer than Debian 12's headers */
+#define BPF_F_ADJ_ROOM_DECAP_L3_IPV4 (1ULL << 7)
+#define BPF_F_ADJ_ROOM_DECAP_L3_IPV6 (1ULL << 8)
+#endif
+
+struct outer4 {
+	struct iphdr ip;
+	struct udphdr udp;
+};
+
+struct outer6 {
+	struct ipv6hdr ip;
+	struct udphdr udp;
+};
+
+/* An inner packet that fits into any outer one. */
+#define LONGEST (0xffff - (__u32)sizeof(struct outer6))
+
+/* The fields of an outer header that are not the same for all packets to a neighbour. */
+struct outer {
+	__u8 traffic_class;
+	__u8 hop_limit;
+	__u32 flow_label;
+	__u32 inner_length;
+};
+
+/* Where a packet for a neighbour leaves this node. */
+struct way {
+	__u32 ifindex;
+	__u8 local;
+	__u8 known; /* `next` is the next hop */
+	__u8 v4;
+	__u8 pad;
+	struct bpf_redir_neigh next;
+};
+
+/* Length of the longest packet that one of an inner length is cut into; options are not counted. */
+inline_always __u32 longest_piece(struct __sk_buff *skb, __u32 length)
+{
+	__u32 size = skb->gso_size;
+	return size ? size + sizeof(struct ipv6hdr) + 20 : length;
+}
+
+/*
+ * Finds the way to a neighbour. By the kernel's own routes, so that there is nothing to keep up to
+ * date; the next hop's address is resolved by the kernel when the packet leaves. Fails if this
+ * node has no address of the family, if the packet is for a process of this node, or if an inner
+ * packet of the given length, where it is not 0, is too long for what the kernel knows of the path.
+ */
+inline_always int find_way(struct __sk_buff *skb, const struct config *c, const struct l2 *to,
+			   __u32 length, struct way *way)
+{
+	struct bpf_fib_lookup fib = {};
+	__builtin_memset(way, 0, sizeof *way);
+	way->v4 = is_v4(to->ip);
+	const __u32 *own = way->v4 ? c->v4 : c->v6;
+	if (!(own[2] | own[3] | own[0]))
+		return -1;
+	if (same_ip(own, to->ip)) {
+		__u32 port = to->port;
+		way->local = 1;
+		way->ifindex = LOOPBACK;
+		return bpf_map_lookup_elem(&ports, &port) ? 0 : -1;
+	}
+	if (length)
+		fib.tot_len = length + (way->v4 ? sizeof(struct outer4) : sizeof(struct outer6));
+	fib.l4_protocol = IPPROTO_UDP;
+	fib.sport = c->port;
+	fib.dport = to->port;
+	fib.ifindex = skb->ifindex;
+	if (way->v4) {
+		fib.family = AF_INET;
+		fib.ipv4_src = own[3];
+		fib.ipv4_dst = to->ip[3];
+	} else {
+		fib.family = AF_INET6;
+		__builtin_memcpy(fib.ipv6_src, own, 16);
+		__builtin_memcpy(fib.ipv6_dst, to->ip, 16);
+	}
+	long found = bpf_fib_lookup(skb, &fib, sizeof fib, 0);
+	if (found == BPF_FIB_LKUP_RET_SUCCESS || found == BPF_FIB_LKUP_RET_NO_NEIGH) {
+		way->ifindex = fib.ifindex;
+		way->known = 1;
+		way->next.nh_family = fib.family;
+		/* A union: the larger member is the whole of it. */
+		__builtin_memcpy(way->next.ipv6_nh, fib.ipv6_dst, 16);
+		return 0;
+	}
+	if (found == BPF_FIB_LKUP_RET_FWD_DISABLED) {
+		/* A node that does not forward this family can still send. */
+		way->ifindex = way->v4 ? c->out4 : c->out6;
+		return way->ifindex ? 0 : -1;
+	}
+	return -1;
+}
+
+/* Sends a packet whose outer header is complete. */
+inline_always int leave(struct __sk_buff *skb, struct way *way)
+{
+	if (way->local) {
+		void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
+		struct ethhdr *eth = data;
+		if ((void *)(eth + 1) > end)
+			return DROP;
+		__builtin_memset(eth->h_dest, 0, ETH_ALEN);
+		__builtin_memset(eth->h_source, 0, ETH_ALEN);
+		eth->h_proto = way->v4 ? bpf_htons(ETH_P_IP) : bpf_htons(ETH_P_IPV6);
+		return (int)bpf_redirect(LOOPBACK, BPF_F_INGRESS);
+	}
+	if (way->known)
+		return (int)bpf_redirect_neigh(way->ifindex, &way->next, sizeof way->next, 0);
+	return (int)bpf_redirect_neigh(way->ifindex, 0, 0, 0);
+}
+
+/* Writes the outer headers behind the Ethernet header. */
+inline_always int write_outer(struct __sk_buff *skb, const struct config *c, const struct l2 *to,
+			      const struct outer *o, int v4)
+{
+	void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
+	struct ethhdr *eth = data;
+	struct udphdr udp = {
+		.source = c->port,
+		.dest = to->port,
+		.len = bpf_htons((__u16)(o->inner_length + sizeof(struct udphdr))),
+	};
+	if (v4) {
+		struct outer4 *h = data + sizeof *eth;
+		if ((void *)(h + 1) > end)
+			return -1;
+		eth->h_proto = bpf_htons(ETH_P_IP);
+		struct iphdr ip = {
+			.version = 4,
+			.ihl = 5,
+			.tos = o->traffic_class,
+			.tot_len = bpf_htons((__u16)(o->inner_length + sizeof *h)),
+			.frag_off = bpf_htons(0x4000),
+			.ttl = o->hop_limit,
+			.protocol = IPPROTO_UDP,
+			.saddr = c->v4[3],
+			.daddr = to->ip[3],
+		};
+		__u32 sum = 0;
+		__u16 *word = (__u16 *)&ip;
+#pragma unroll
+		for (unsigned i = 0; i < sizeof ip / 2; i++)
+			sum += word[i];
+		sum = (sum & 0xffff) + (sum >> 16);
+		sum = (sum & 0xffff) + (sum >> 16);
+		ip.check = (__u16)~sum;
+		__builtin_memcpy(&h->ip, &ip, sizeof ip);
+		__builtin_memcpy(&h->udp, &udp, sizeof udp);
+		return 0;
+	}
+	struct outer6 *h = data + sizeof *eth;
+	if ((void *)(h + 1) > end)
+		return -1;
+	eth->h_proto = bpf_htons(ETH_P_IPV6);
+	*(__be32 *)&h->ip = bpf_htonl(0x60000000 | (__u32)o->traffic_class << 20 | o->flow_label);
+	h->ip.payload_len = udp.len;
+	h->ip.nexthdr = IPPROTO_UDP;
+	h->ip.hop_limit = o->hop_limit;
+	__builtin_memcpy(&h->ip.saddr, c->v6, 16);
+	__builtin_memcpy(&h->ip.daddr, to->ip, 16);
+	__builtin_memcpy(&h->udp, &udp, sizeof udp);
+	return 0;
+}
+
+/*
+ * Puts an inner packet behind an Ethernet header into a tunnel, along a way that was found before.
+ * It is not longer than LONGEST, and as it was if this returns NEXT.
+ */
+inline_always int encapsulate(struct __sk_buff *skb, const struct config *c, const struct l2 *to,
+			      const struct inner *in, __u32 length, struct way *way)
+{
+	struct outer o = {
+		.traffic_class = in->traffic_class,
+		.hop_limit = in->hop_limit,
+		.inner_length = length,
+	};
+	__u32 size = way->v4 ? sizeof(struct outer4) : sizeof(struct outer6);
+	__u64 flags = BPF_F_ADJ_ROOM_FIXED_GSO | BPF_F_ADJ_ROOM_ENCAP_L4_UDP;
+	if (!way->v4) /* RFC 6438 */
+		o.flow_label = bpf_get_hash_recalc(skb) & 0xfffff;
+	flags |= way->v4 ? BPF_F_ADJ_ROOM_ENCAP_L3_IPV4 : BPF_F_ADJ_ROOM_ENCAP_L3_IPV6;
+	if (bpf_skb_adjust_room(skb, (__s32)size, BPF_ADJ_ROOM_MAC, flags))
+		return NEXT;
+	if (write_outer(skb, c, to, &o, way->v4))
+		return DROP;
+	return leave(skb, way);
+}
+
+#endif

@@ -1,0 +1,219 @@
+/*
+ * What comes to this node's port on the underlay: out of the tunnel and to a pod or to the network
+ * layer, or on to another neighbour. Everything for the engine, and everything unusual, goes on to
+ * the process's socket: fragments, options, shims, datagrams with a checksum.
+ */
+#include "tunnel.h"
+
+/* A packet that came out of a tunnel from a neighbour. */
+struct arrived {
+	struct l2 from;
+	struct inner in;
+	struct outer outer;
+	__u32 at; /* offset of the inner packet */
+	__u8 v4;
+};
+
+enum read { OTHER, FOR_US, UNUSUAL };
+
+inline_always int read_outer(struct __sk_buff *skb, const struct config *c, struct arrived *a)
+{
+	void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
+	struct udphdr *udp;
+	__builtin_memset(a, 0, sizeof *a);
+	if (skb->protocol == bpf_htons(ETH_P_IP)) {
+		struct outer4 *h = data + ETH_HLEN;
+		if ((void *)(h + 1) > end || h->ip.protocol != IPPROTO_UDP ||
+		    h->ip.daddr != c->v4[3] || h->ip.ihl != 5 ||
+		    (h->ip.frag_off & bpf_htons(0x3fff)))
+			return OTHER;
+		udp = &h->udp;
+		a->v4 = 1;
+		a->at = ETH_HLEN + sizeof *h;
+		map_v4(a->from.ip, h->ip.saddr);
+		a->outer.traffic_class = h->ip.tos;
+		a->outer.hop_limit = h->ip.ttl;
+	} else if (skb->protocol == bpf_htons(ETH_P_IPV6)) {
+		struct outer6 *h = data + ETH_HLEN;
+		if ((void *)(h + 1) > end || h->ip.nexthdr != IPPROTO_UDP)
+			return OTHER;
+		__u32 destination[4];
+		__builtin_memcpy(destination, &h->ip.daddr, 16);
+		if (!same_ip(destination, c->v6))
+			return OTHER;
+		udp = &h->udp;
+		a->at = ETH_HLEN + sizeof *h;
+		__builtin_memcpy(a->from.ip, &h->ip.saddr, 16);
+		__u32 word = bpf_ntohl(*(__be32 *)&h->ip);
+		a->outer.traffic_class = (__u8)(word >> 20);
+		a->outer.flow_label = word & 0xfffff;
+		a->outer.hop_limit = h->ip.hop_limit;
+	} else {
+		return OTHER;
+	}
+	if (udp->dest != c->port)
+		return OTHER;
+	__u32 length = bpf_ntohs(udp->len);
+	if (length < sizeof *udp || a->at - sizeof *udp + length > skb->len)
+		return OTHER;
+	a->from.port = udp->source;
+	a->outer.inner_length = length - sizeof *udp;
+	return udp->check ? UNUSUAL : FOR_US;
+}
+
+/* Makes room for an outer header of the other family. */
+inline_always int change_family(struct __sk_buff *skb, const struct arrived *a)
+{
+	if (!a->v4)
+		return (int)bpf_skb_adjust_room(skb, (__s32)sizeof(struct iphdr) -
+						(__s32)sizeof(struct ipv6hdr), BPF_ADJ_ROOM_MAC,
+						BPF_F_ADJ_ROOM_FIXED_GSO |
+						BPF_F_ADJ_ROOM_DECAP_L3_IPV4);
+	/* The helper takes the innermost transport for that of the header it changes. */
+	if (skb->gso_size && a->in.source.family == 4)
+		return -1;
+	return (int)bpf_skb_change_proto(skb, bpf_htons(ETH_P_IPV6), 0);
+}
+
+inline_always void read_header(struct __sk_buff *skb, void *header, int v4)
+{
+	if (v4)
+		bpf_skb_load_bytes(skb, ETH_HLEN, header, sizeof(struct outer4));
+	else
+		bpf_skb_load_bytes(skb, ETH_HLEN, header, sizeof(struct outer6));
+}
+
+/* Sends an arrived packet on to another neighbour: outer to outer, the inner one untouched. */
+inline_always int send_on(struct __sk_buff *skb, const struct config *c, struct arrived *a,
+			  const struct l2 *to)
+{
+	struct way way;
+	__u32 before[12] = {}, after[12] = {};
+	if (a->outer.inner_length > LONGEST || find_way(skb, c, to, 0, &way))
+		goto pass;
+	if (way.v4 != a->v4 && change_family(skb, a))
+		goto pass;
+	/* A sum over the whole packet, taken by the device, has to follow the change. */
+	int summed = way.local && way.v4 == a->v4;
+	if (summed)
+		read_header(skb, before, way.v4);
+	if (write_outer(skb, c, to, &a->outer, way.v4)) {
+		count(SEND_ERRORS, 1);
+		return DROP;
+	}
+	if (summed) {
+		read_header(skb, after, way.v4);
+		bpf_csum_update(skb, (__u32)bpf_csum_diff(before, sizeof before, after,
+							  sizeof after, 0));
+	}
+	count_forwarded(skb, TUNNELED_PACKETS, a->outer.inner_length);
+	return leave(skb, &way);
+pass:
+	count(PASSED, 1);
+	return NEXT;
+}
+
+inline_always int came_by_stack(struct __sk_buff *skb, const struct arrived *a)
+{
+	struct flow key = {};
+	__u32 both = ports_of(skb, a->at, &a->in);
+	__builtin_memcpy(key.source, a->in.source.word, 16);
+	__builtin_memcpy(key.destination, a->in.destination.word, 16);
+	key.source_port = (__be16)both;
+	key.destination_port = (__be16)(both >> 16);
+	key.protocol = a->in.protocol;
+	return bpf_map_lookup_elem(&flows, &key) != 0;
+}
+
+/* Takes the packet out of its tunnel and hands it to the pod, or to the network layer. */
+inline_always int deliver(struct __sk_buff *skb, const struct config *c, const struct arrived *a,
+			  const struct route *r)
+{
+	int v4 = a->in.source.family == 4;
+	__u64 flags = BPF_F_ADJ_ROOM_FIXED_GSO;
+	__u32 length = a->outer.inner_length;
+	/* What needs a router's full attention goes to one. */
+	int direct = r->ifindex && a->in.hop_limit > 1 && !a->in.fragment && !came_by_stack(skb, a);
+	__u32 ifindex = r->ifindex;
+	struct ethhdr link = {.h_proto = v4 ? bpf_htons(ETH_P_IP) : bpf_htons(ETH_P_IPV6)};
+	__builtin_memcpy(link.h_dest, r->mac, ETH_ALEN);
+	__builtin_memcpy(link.h_source, r->node_mac, ETH_ALEN);
+	if (v4 != a->v4)
+		flags |= v4 ? BPF_F_ADJ_ROOM_DECAP_L3_IPV4 : BPF_F_ADJ_ROOM_DECAP_L3_IPV6;
+	__s32 size = a->v4 ? sizeof(struct outer4) : sizeof(struct outer6);
+	if (bpf_skb_adjust_room(skb, -size, BPF_ADJ_ROOM_MAC, flags)) {
+		count(PASSED, 1);
+		return NEXT;
+	}
+	pull(skb, ETH_HLEN + (v4 ? sizeof(struct iphdr) : sizeof(struct ipv6hdr)));
+	int congested = (a->outer.traffic_class & 3) == 3;
+	if ((congested && mark_congestion(skb, ETH_HLEN, &a->in)) ||
+	    (direct && lower_hop_limit(skb, ETH_HLEN, a->in.source.family)))
+		goto lost;
+	void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
+	if (data + sizeof link > end)
+		goto lost;
+	__builtin_memcpy(data, &link, sizeof link);
+	count_forwarded(skb, DELIVERED_PACKETS, length);
+	if (direct)
+		return (int)bpf_redirect_peer(ifindex, 0);
+	return (int)bpf_redirect(c->device, BPF_F_INGRESS);
+lost:
+	count(SEND_ERRORS, 1);
+	return DROP;
+}
+
+SEC("classifier")
+int underlay_ingress(struct __sk_buff *skb)
+{
+	__u64 now = bpf_ktime_get_ns();
+	struct config *c = configuration(now);
+	struct arrived a;
+	if (!c)
+		return NEXT;
+	pull(skb, ETH_HLEN + sizeof(struct outer6) + sizeof(struct ipv6hdr));
+	int what = read_outer(skb, c, &a);
+	if (what == OTHER)
+		return NEXT;
+	int class = a.v4 ? parse(skb, ETH_HLEN + sizeof(struct outer4), &a.in)
+			 : parse(skb, ETH_HLEN + sizeof(struct outer6), &a.in);
+	__u32 least = a.in.source.family == 4 ? sizeof(struct iphdr) : sizeof(struct ipv6hdr);
+	if (class == CONTROL && a.outer.inner_length >= least)
+		return NEXT;
+	if (what == UNUSUAL || of_the_link(&a.in.source) || of_the_link(&a.in.destination) ||
+	    class == BAD || a.outer.inner_length < least) {
+		/* No plain inner packet: a shim, an address of the link's own, or nothing. */
+		count(PASSED, 1);
+		return NEXT;
+	}
+	int allowed = accepts(&a.from, &a.in.source, &a.in.destination, now);
+	if (allowed == NO) {
+		count(ORIGIN_REFUSED, 1);
+		return DROP;
+	}
+	struct route *r = live_route(&a.in.destination, now);
+	if (!r) {
+		count(NO_ROUTE, 1);
+		return DROP;
+	}
+	if (allowed == ASK || r->kind == UNREACHABLE) {
+		count(PASSED, 1);
+		return NEXT;
+	}
+	if (r->kind == LOCAL) {
+		if (c->device)
+			return deliver(skb, c, &a, r);
+		count(NOT_FOR_US, 1);
+		return DROP;
+	}
+	if (!r->transit) {
+		count(NOT_FOR_US, 1);
+		return DROP;
+	}
+	if (same_l2(&r->to, &a.from) || bounces(&a.from, &r->to)) {
+		count(WOULD_RETURN, 1);
+		return DROP;
+	}
+	struct l2 to = r->to;
+	return send_on(skb, c, &a, &to);
+}
