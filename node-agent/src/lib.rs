@@ -14,6 +14,7 @@ pub mod client;
 pub mod cni;
 pub mod driver;
 pub mod duid;
+pub mod forwarding;
 pub mod messages;
 pub mod metrics;
 pub mod paths;

@@ -61,6 +61,11 @@ impl Collector for Forwarding {
             ),
             ("aero_control_packets", "Control packets received", c.control_packets),
             (
+                "aero_passed_packets",
+                "Packets that the kernel's forwarder left to the one in user space",
+                c.passed_packets,
+            ),
+            (
                 "aero_send_errors",
                 "Packets that the device or the underlay did not take",
                 c.send_errors,

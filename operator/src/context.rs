@@ -75,6 +75,8 @@ pub struct Settings {
     pub server_service_account: String,
     /// What the Servers log, and in which form.
     pub log: (String, &'static str),
+    /// Forwarder of the Servers: `auto`, `ebpf` or `userspace`.
+    pub forwarder: String,
 }
 
 /// Everything that the controllers share.

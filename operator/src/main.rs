@@ -34,7 +34,11 @@ struct Args {
     /// Image with aero-node-agent, for the Servers.
     #[arg(long, env = "AERO_NODE_AGENT_IMAGE")]
     node_agent_image: String,
-    /// Pull policy of that image.
+    /// Where Servers forward: `auto`, `ebpf` (in the kernel) or `userspace`.
+    #[arg(long, env = "AERO_FORWARDER", default_value = "auto",
+        value_parser = ["auto", "ebpf", "userspace"])]
+    forwarder: String,
+    /// Pull policy of the Servers' image.
     #[arg(long, env = "AERO_PULL_POLICY", default_value = "IfNotPresent")]
     pull_policy: String,
     /// Service account of the Servers.
@@ -87,6 +91,7 @@ async fn main() -> anyhow::Result<()> {
         pull_policy: args.pull_policy,
         server_service_account: args.server_service_account,
         log: (args.logs.log, args.logs.log_format.name()),
+        forwarder: args.forwarder,
     };
     api.ready();
     tracing::info!("standing by for the Lease");

@@ -94,7 +94,7 @@ pub fn uninstall(context: &Context) -> anyhow::Result<()> {
     let took = began.elapsed().as_secs();
     let clean = "test ! -e /etc/cni/net.d/00-aero.conflist && test ! -e /opt/cni/bin/aero-cni \
          && ! ip -o link | grep -q ': aero' && ! ip -6 route | grep -q 'proto 86' \
-         && test -z \"$(ls -A /var/lib/aero)\" && test -e /etc/cni/net.d/10-ptp.conflist";
+         && test ! -e /sys/fs/bpf/aero && test -z \"$(ls -A /var/lib/aero)\" && test -e /etc/cni/net.d/10-ptp.conflist";
     for node in lab.nodes() {
         shared
             .cluster
@@ -102,7 +102,7 @@ pub fn uninstall(context: &Context) -> anyhow::Result<()> {
                 Ok(lab.exec(&node, &["sh", "-c", clean])?.status.success())
             })
             .with_context(|| {
-                let look = "ls /etc/cni/net.d /opt/cni/bin /var/lib/aero; ip -o link; ip -6 route";
+                let look = "ls /etc/cni/net.d /opt/cni/bin /var/lib/aero /sys/fs/bpf; ip -o link; ip -6 route";
                 lab.run(&node, &["sh", "-c", look]).unwrap_or_default()
             })?;
     }

@@ -124,6 +124,7 @@ impl Agent {
             self.drop_attachment(&record, true).await?;
             return Err(e);
         }
+        self.connect(&record.spec);
         self.routes_for(&assignment.asps).await;
         tracing::info!(
             pod = format!("{}/{}", record.namespace, record.pod),
@@ -278,6 +279,7 @@ impl Agent {
         record: &Record,
         release: bool,
     ) -> Result<(), CniError> {
+        self.table.disconnect(&record.spec.host_ifname);
         attach::detach(&record.spec.host_ifname).await.map_err(|e| io_error(&e))?;
         self.journal
             .remove(record)

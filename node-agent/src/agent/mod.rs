@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use aero_dataplane::underlay::Underlay;
 use aero_dataplane::userspace::{self, Forwarder};
-use aero_dataplane::{ForwardingTable, interface_mtu, tun};
+use aero_dataplane::{ForwardingTable, PodInterface, interface_mtu, tun};
 use aero_protocol::address::{Duid, Epoch, LinkLayerAddress};
 use aero_protocol::client::{ClientSpec, Config, Node};
 use aero_protocol::wire::aero_options::Claim;
@@ -34,6 +34,7 @@ use uuid::Uuid;
 use crate::attach;
 use crate::cni::{conflist, server as cni_server};
 use crate::driver::{Driver, PathMtu};
+use crate::forwarding::{ForwarderArgs, Role};
 use crate::{metrics, paths, sysctl};
 use journal::Journal;
 use watch::Watches;
@@ -99,6 +100,8 @@ pub struct AgentArgs {
     /// /debug/correspondents for callers on this node.
     #[arg(long, env = "AERO_ADMIN", default_value = "[::]:9061")]
     admin: SocketAddr,
+    #[command(flatten)]
+    forwarding: ForwarderArgs,
 }
 
 impl AgentArgs {
@@ -117,11 +120,11 @@ pub struct Agent {
     args: AgentArgs,
     mtu: u16,
     driver: Arc<Driver<Node>>,
+    table: Arc<dyn ForwardingTable>,
     watches: Arc<Watches>,
     journal: Journal,
     routed: Mutex<BTreeSet<IpNet>>,
     underlay: Vec<LinkLayerAddress>,
-    table: Arc<dyn ForwardingTable>,
     requests: metrics::CniRequests,
 }
 
@@ -150,9 +153,13 @@ pub async fn run(args: AgentArgs) -> anyhow::Result<()> {
     let (control_sender, control) = mpsc::channel(CONTROL_QUEUE);
     let config =
         userspace::Config { paths: args.path_mtu.config(underlay_mtu), ..Default::default() };
-    let forwarder =
+    let userspace =
         Forwarder::with_config(Arc::clone(&underlay), Some(device), control_sender, config);
-    let sender = Arc::clone(&forwarder);
+    let sender = Arc::clone(&userspace);
+    let triggers = userspace.triggers();
+    // Traffic goes on while no agent is there, with the leases that the Servers know.
+    let role = Role { name: "agent", device: Some(&args.device), mtu, ttl_step: 0, outlives: None };
+    let forwarder = args.forwarding.open(&role, &underlay, userspace)?;
     let engine = Node::new(Config {
         asps: Vec::new(),
         link_id: 0,
@@ -160,14 +167,13 @@ pub async fn run(args: AgentArgs) -> anyhow::Result<()> {
         seed: rand::rng().random(),
         optimize: args.optimize,
     });
-    let table: Arc<dyn ForwardingTable> = forwarder.clone();
+    let table = forwarder.table();
     let mut registry = Registry::default();
     let teller = Arc::new(tell::Teller::new(metrics::Refusals::new(&mut registry)));
     let told = Arc::clone(&teller);
     let (driver, outgoing) =
         Driver::new(engine, Arc::clone(&table), move |event| told.report(event));
     driver.with(paths::set_clock);
-    let triggers = forwarder.triggers();
     let readiness = Readiness::default();
     let (cni_ready, servers_ready) = (readiness.register("cni"), readiness.register("servers"));
     let requests = metrics::CniRequests::new(&mut registry);
@@ -213,7 +219,7 @@ pub async fn run(args: AgentArgs) -> anyhow::Result<()> {
     let listener = cni_server::listen(&args.socket)
         .with_context(|| format!("the socket {}", args.socket.display()))?;
     tracing::info!(node = args.node_name, mtu, "serving {:?} port {}", args.host_ips, args.port);
-    let mut forwarding = tokio::spawn(forwarder.run());
+    let mut forwarding = tokio::spawn(forwarder.clone().run());
     tokio::select! {
         () = driver.run(&sender, control, outgoing) => {}
         () = paths::watch(&driver, &*table, triggers) => {}
@@ -226,6 +232,7 @@ pub async fn run(args: AgentArgs) -> anyhow::Result<()> {
     stop.cancel();
     if agent.uninstalled(client).await {
         agent.uninstall().await;
+        forwarder.remove();
     } else {
         tracing::info!("attachments and configuration stay for the next agent");
     }
@@ -288,6 +295,16 @@ impl Agent {
         duid(client)
     }
 
+    /// Tells the forwarder where a pod is, once its interfaces are made.
+    fn connect(&self, spec: &attach::AttachSpec) {
+        self.table.connect(&PodInterface {
+            name: &spec.host_ifname,
+            prefix: spec.prefix.into(),
+            mac: attach::POD_MAC,
+            node_mac: attach::HOST_MAC,
+        });
+    }
+
     fn stop_speaking_for(&self, client: Uuid) {
         self.driver.with(|node, now| node.detach(&duid(client), now));
     }
@@ -320,6 +337,7 @@ impl Agent {
                 }
                 continue;
             }
+            self.connect(&record.spec);
             self.routes_for(&record.spec.asps).await;
             self.speak_for(record.client_id, record.epoch, record.pod_uid, record.spec.prefix);
             tracing::info!(pod = record.pod, prefix = %record.spec.prefix, "recovered");
@@ -329,6 +347,7 @@ impl Agent {
         for stray in attach::host_interfaces().await.unwrap_or_default() {
             if !known.contains(&stray) {
                 tracing::info!(stray, "an interface without an attachment is removed");
+                self.table.disconnect(&stray);
                 let _ = attach::detach(&stray).await;
             }
         }

@@ -26,8 +26,10 @@ pub use netns::Netns;
 pub const HOST_PREFIX: &str = "aero";
 /// Routes of ours carry this protocol number.
 pub(crate) const ROUTE_PROTOCOL: u8 = 86;
-const HOST_MAC: [u8; 6] = [0x02, 0xae, 0, 0, 0, 1];
-const POD_MAC: [u8; 6] = [0x02, 0xae, 0, 0, 0, 2];
+/// MAC of the interface on the node.
+pub const HOST_MAC: [u8; 6] = [0x02, 0xae, 0, 0, 0, 1];
+/// MAC of the interface in the pod.
+pub const POD_MAC: [u8; 6] = [0x02, 0xae, 0, 0, 0, 2];
 /// The gateway, as the pod sees it.
 const GATEWAY: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1);
 /// The pod, as the node sees it.

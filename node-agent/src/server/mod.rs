@@ -33,6 +33,7 @@ use uuid::Uuid;
 
 use crate::attach;
 use crate::driver::{Driver, PathMtu};
+use crate::forwarding::{ForwarderArgs, Role};
 use crate::metrics::{self, Counted, Refusals};
 use moves::Moves;
 
@@ -40,6 +41,11 @@ use moves::Moves;
 const CONTROL_QUEUE: usize = 4096;
 /// After SIGTERM a Server goes on for this long while its Clients learn that it leaves.
 const LINGER: Duration = Duration::from_secs(3);
+/// With no process behind it a Server's table is of use until its Clients have turned to another
+/// Server or a new process is there, and must not be for ever: leases end with it.
+const OUTLIVES: Duration = Duration::from_secs(30);
+/// Servers have no interface, so no inner packet is too long for one.
+const ANY_MTU: u16 = u16::MAX;
 
 /// Flags of `aero-node-agent server`.
 #[derive(Debug, Args)]
@@ -85,6 +91,8 @@ pub struct ServerArgs {
     /// callers on this node.
     #[arg(long, env = "AERO_ADMIN", default_value = "[::]:9060")]
     admin: SocketAddr,
+    #[command(flatten)]
+    forwarding: ForwarderArgs,
 }
 
 /// Runs the Server until SIGTERM.
@@ -108,8 +116,16 @@ pub async fn run(args: ServerArgs) -> anyhow::Result<()> {
         ttl_step: args.ttl_step,
         ..Default::default()
     };
-    let forwarder = Forwarder::with_config(Arc::clone(&underlay), None, control_sender, config);
-    let sender = Arc::clone(&forwarder);
+    let userspace = Forwarder::with_config(Arc::clone(&underlay), None, control_sender, config);
+    let sender = Arc::clone(&userspace);
+    let role = Role {
+        name: "server",
+        device: None,
+        mtu: ANY_MTU,
+        ttl_step: args.ttl_step,
+        outlives: Some(OUTLIVES),
+    };
+    let forwarder = args.forwarding.open(&role, &underlay, userspace)?;
     let name = format!("{}/{first}:{}", args.link, args.port);
     let engine = Server::new(Config {
         id: ServerId::from_underlay(first),
@@ -118,7 +134,7 @@ pub async fn run(args: ServerArgs) -> anyhow::Result<()> {
         lease: Duration::from_secs(40),
         authentication: Authentication::NodeAddress,
     });
-    let table: Arc<dyn ForwardingTable> = forwarder.clone();
+    let table = forwarder.table();
     let mut registry = Registry::default();
     let moves = Arc::new(Moves::new(&mut registry));
     let (seen, refusals) = (Arc::clone(&moves), Refusals::new(&mut registry));
@@ -162,7 +178,7 @@ pub async fn run(args: ServerArgs) -> anyhow::Result<()> {
     let mut admin =
         tokio::spawn(admin::serve(args.admin, readiness, registry, debug, stop.clone()));
     tracing::info!(id = %ServerId::from_underlay(first).address(), link = args.link, "serving {:?}", args.host_ips);
-    let mut forwarding = tokio::spawn(forwarder.run());
+    let mut forwarding = tokio::spawn(forwarder.clone().run());
     tokio::select! {
         () = driver.run(&sender, control, outgoing) => {}
         ended = &mut forwarding => ended??,
@@ -185,6 +201,7 @@ pub async fn run(args: ServerArgs) -> anyhow::Result<()> {
         } => {}
     }
     stop.cancel();
+    forwarder.remove();
     Ok(())
 }
 

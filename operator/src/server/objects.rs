@@ -8,6 +8,8 @@ use crate::context::Settings;
 
 /// Port of a Server's health endpoints.
 pub const ADMIN_PORT: u16 = 9060;
+/// Where a node has its BPF file system.
+const BPF_FS: &str = "/sys/fs/bpf";
 
 /// Name of the objects.
 pub fn name(server: &AeroServer) -> String {
@@ -40,11 +42,37 @@ fn metadata(server: &AeroServer) -> Value {
     })
 }
 
+/// One object of the fields of two.
+fn with(mut one: Value, other: Value) -> Value {
+    if let (Some(all), Value::Object(more)) = (one.as_object_mut(), other) {
+        all.extend(more);
+    }
+    one
+}
+
 /// The Deployment of the Servers: in the network of their nodes, one per node.
 pub fn deployment(server: &AeroServer, settings: &Settings, replicas: i32) -> Value {
     let field = |name: &str, path: &str| json!({"name": name, "valueFrom": {"fieldRef": {"fieldPath": path}}});
     let probe =
         |path: &str| json!({"httpGet": {"path": path, "port": ADMIN_PORT}, "periodSeconds": 1});
+    // To forward in the kernel a Server loads programs (BPF), lets them compute with pointers
+    // into packets (PERFMON), attaches them to the node's interfaces (NET_ADMIN), and pins them.
+    // Capabilities are of use to root only; without these a Server is nobody and has none.
+    let (user, capabilities, mounts, volumes) = if settings.forwarder == "userspace" {
+        (
+            json!({"runAsNonRoot": true, "runAsUser": 65532, "runAsGroup": 65532}),
+            json!([]),
+            json!([]),
+            json!([]),
+        )
+    } else {
+        (
+            json!({"runAsUser": 0}),
+            json!(["BPF", "NET_ADMIN", "PERFMON"]),
+            json!([{"name": "bpf", "mountPath": BPF_FS, "mountPropagation": "HostToContainer"}]),
+            json!([{"name": "bpf", "hostPath": {"path": BPF_FS, "type": "Directory"}}]),
+        )
+    };
     json!({
         "apiVersion": "apps/v1", "kind": "Deployment",
         "metadata": metadata(server),
@@ -75,7 +103,8 @@ pub fn deployment(server: &AeroServer, settings: &Settings, replicas: i32) -> Va
                         "topologyKey": "kubernetes.io/hostname",
                         "labelSelector": {"matchLabels": selector(server)},
                     }]}},
-                    "securityContext": {"runAsNonRoot": true, "runAsUser": 65532, "runAsGroup": 65532, "seccompProfile": {"type": "RuntimeDefault"}},
+                    "securityContext": {"seccompProfile": {"type": "RuntimeDefault"}},
+                    "volumes": volumes,
                     "containers": [{
                         "name": "server",
                         "image": settings.node_agent_image,
@@ -86,6 +115,7 @@ pub fn deployment(server: &AeroServer, settings: &Settings, replicas: i32) -> Va
                             field("HOST_IPS", "status.hostIPs"),
                             {"name": "AERO_LINK", "value": server.spec.link_ref.name},
                             {"name": "AERO_PORT", "value": server.spec.port.to_string()},
+                            {"name": "AERO_FORWARDER", "value": settings.forwarder},
                             {"name": "AERO_ADMIN", "value": format!("[::]:{ADMIN_PORT}")},
                             {"name": "AERO_LOG", "value": settings.log.0},
                             {"name": "AERO_LOG_FORMAT", "value": settings.log.1},
@@ -97,11 +127,12 @@ pub fn deployment(server: &AeroServer, settings: &Settings, replicas: i32) -> Va
                         "readinessProbe": probe("/readyz"),
                         "livenessProbe": {"httpGet": {"path": "/healthz", "port": ADMIN_PORT}, "periodSeconds": 10, "failureThreshold": 6},
                         "resources": {"requests": {"cpu": "20m", "memory": "32Mi"}},
-                        "securityContext": {
+                        "volumeMounts": mounts,
+                        "securityContext": with(user, json!({
                             "allowPrivilegeEscalation": false,
                             "readOnlyRootFilesystem": true,
-                            "capabilities": {"drop": ["ALL"]},
-                        },
+                            "capabilities": {"drop": ["ALL"], "add": capabilities},
+                        })),
                     }],
                 },
             },

@@ -237,6 +237,7 @@ impl Shared {
             pull_policy: "Never".into(),
             server_service_account: "aero-server".into(),
             log: ("info".into(), "text"),
+            forwarder: "auto".into(),
         };
         loop {
             // As Kubernetes does with an operator that ends: it is started anew.
