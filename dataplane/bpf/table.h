@@ -133,6 +133,7 @@ struct config {
 	__u32 device; /* the AERO interface; 0 for a Server, which has none */
 	__u32 out4, out6; /* devices that have the addresses */
 	__u32 tells; /* somebody reads `wanted` */
+	__u32 ttl_step; /* taken off the outer hop limit of what is passed on */
 	__u64 until; /* with no process to look after it the table is not to be used for ever */
 };
 

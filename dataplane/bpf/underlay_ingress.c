@@ -89,10 +89,11 @@ inline_always int send_on(struct __sk_buff *skb, const struct config *c, struct 
 {
 	struct way way;
 	__u32 before[12] = {}, after[12] = {};
-	if (a->outer.inner_length > LONGEST || find_way(skb, c, to, 0, &way))
+	if (a->outer.hop_limit <= c->ttl_step || a->outer.inner_length > LONGEST || find_way(skb, c, to, 0, &way))
 		goto pass;
 	if (way.v4 != a->v4 && change_family(skb, a))
 		goto pass;
+	a->outer.hop_limit -= c->ttl_step;
 	/* A sum over the whole packet, taken by the device, has to follow the change. */
 	int summed = way.local && way.v4 == a->v4;
 	if (summed)
@@ -141,12 +142,13 @@ inline_always int deliver(struct __sk_buff *skb, const struct config *c, const s
 	if (v4 != a->v4)
 		flags |= v4 ? BPF_F_ADJ_ROOM_DECAP_L3_IPV4 : BPF_F_ADJ_ROOM_DECAP_L3_IPV6;
 	__s32 size = a->v4 ? sizeof(struct outer4) : sizeof(struct outer6);
-	if (bpf_skb_adjust_room(skb, -size, BPF_ADJ_ROOM_MAC, flags)) {
+	int congested = (a->outer.traffic_class & 3) == 3;
+	if ((congested && !(a->in.traffic_class & 3)) ||
+	    bpf_skb_adjust_room(skb, -size, BPF_ADJ_ROOM_MAC, flags)) {
 		count(PASSED, 1);
 		return NEXT;
 	}
 	pull(skb, ETH_HLEN + (v4 ? sizeof(struct iphdr) : sizeof(struct ipv6hdr)));
-	int congested = (a->outer.traffic_class & 3) == 3;
 	if ((congested && mark_congestion(skb, ETH_HLEN, &a->in)) ||
 	    (direct && lower_hop_limit(skb, ETH_HLEN, a->in.source.family)))
 		goto lost;

@@ -209,6 +209,7 @@ fn forward(node: &Netns, n: usize, in_kernel: bool, mtu: u16) -> anyhow::Result<
                 port: PORT,
                 device: Some("aero0".into()),
                 mtu,
+                ttl_step: 0,
                 hooks: Hooks::Auto,
                 outlives: None,
             };

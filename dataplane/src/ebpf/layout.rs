@@ -311,6 +311,8 @@ pub struct Config {
     pub device: u32,
     /// MTU of inner packets.
     pub mtu: u16,
+    /// Taken off the outer TTL of what is passed on.
+    pub ttl_step: u8,
     /// Whether packets that want a direct path are told of.
     pub tells: bool,
     /// When the programs stop if nobody sets this again.
@@ -330,7 +332,7 @@ pub fn config(c: &Config) -> ConfigValue {
         .put(&c.v4.map_or(0, |(_, d)| d).to_ne_bytes())
         .put(&c.v6.map_or(0, |(_, d)| d).to_ne_bytes())
         .put(&u32::from(c.tells).to_ne_bytes())
-        .skip(4)
+        .put(&u32::from(c.ttl_step).to_ne_bytes())
         .put(&until(c.until).to_ne_bytes())
         .bytes
 }

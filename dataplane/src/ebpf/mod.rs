@@ -101,6 +101,8 @@ pub struct Options {
     pub device: Option<String>,
     /// MTU of inner packets.
     pub mtu: u16,
+    /// Taken off the outer TTL of what is passed on from tunnel to tunnel.
+    pub ttl_step: u8,
     /// How programs are attached.
     pub hooks: Hooks,
     /// How long the table is used with no process to look after it; without end if `None`.

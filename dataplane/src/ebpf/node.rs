@@ -74,6 +74,7 @@ pub(super) fn configuration(options: &Options) -> Result<(Config, BTreeSet<Strin
         port: options.port,
         device: options.device.as_deref().map_or(Ok(0), index)?,
         mtu: options.mtu,
+        ttl_step: options.ttl_step,
         tells: false,
         until: options.outlives.map(|t| std::time::Instant::now() + t),
     };

@@ -46,6 +46,7 @@ pub fn options(node: u8, name: &str, port: u16, device: bool, hooks: Hooks) -> O
         port,
         device: device.then(|| "aero0".to_string()),
         mtu: MTU,
+        ttl_step: 0,
         hooks,
         outlives: None,
     }

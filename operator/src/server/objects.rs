@@ -178,6 +178,7 @@ mod tests {
             pull_policy: "Never".into(),
             server_service_account: "aero-server".into(),
             log: ("info".into(), "json"),
+            forwarder: "auto".into(),
         };
         let deployment = deployment(&server, &settings, 2);
         let pod = &deployment["spec"]["template"]["spec"];
