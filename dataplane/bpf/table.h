@@ -460,13 +460,16 @@ inline_always void tell(struct __sk_buff *skb, __u32 at, const struct inner_addr
 	if (!w)
 		return;
 	w->pair = pair;
+	__u32 rest = skb->len - at;
 	w->length = QUOTED;
-	if (bpf_skb_load_bytes(skb, at, w->quoted, QUOTED)) {
-		w->length = sizeof(struct iphdr);
-		if (source->family == 6 && !bpf_skb_load_bytes(skb, at, w->quoted, sizeof(struct ipv6hdr)))
-			w->length = sizeof(struct ipv6hdr);
-		else if (bpf_skb_load_bytes(skb, at, w->quoted, sizeof(struct iphdr)))
+	if (rest >= QUOTED) {
+		if (bpf_skb_load_bytes(skb, at, w->quoted, QUOTED))
 			w->length = 0;
+	} else {
+		/* So that the verifier sees the bound, and the compiler does not. */
+		asm volatile("" : "+r"(rest));
+		rest &= QUOTED - 1;
+		w->length = rest && !bpf_skb_load_bytes(skb, at, w->quoted, rest) ? rest : 0;
 	}
 	bpf_ringbuf_submit(w, 0);
 }
