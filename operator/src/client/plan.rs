@@ -359,7 +359,10 @@ impl Want<'_> {
             }
             return mapping;
         }
-        if !self.is_holder(&mapping) || old < known {
+        // A pod that is put back with an older store may be placed anew, on another node.
+        let same =
+            before.as_ref().is_some_and(|h| h.pod_uid == holder.pod_uid && h.node == holder.node);
+        if !same || old < known {
             mapping.spec.epoch = (old.max(known) + 1).max(self.seen.floor);
             if old < known {
                 let (prefix, new) = (&mapping.spec.prefix, mapping.spec.epoch);
@@ -367,7 +370,7 @@ impl Want<'_> {
                 plan.repaired.push(text);
             }
         }
-        if !self.is_holder(&mapping) {
+        if !same {
             plan.told.push(self.tell(&mapping, before.as_ref(), &node));
         }
         mapping.spec.holder = Some(holder);

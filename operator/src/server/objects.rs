@@ -171,24 +171,30 @@ mod tests {
     #[test]
     fn a_server_may_do_nothing_that_it_does_not_need() {
         let server = AeroServer::new("s", AeroServerSpec::default());
-        let settings = Settings {
+        let settings = |forwarder: &str| Settings {
             namespace: "aero-system".into(),
             pod: "o".into(),
             node_agent_image: "image".into(),
             pull_policy: "Never".into(),
             server_service_account: "aero-server".into(),
             log: ("info".into(), "json"),
-            forwarder: "auto".into(),
+            forwarder: forwarder.into(),
         };
-        let deployment = deployment(&server, &settings, 2);
-        let pod = &deployment["spec"]["template"]["spec"];
-        assert_eq!(pod["securityContext"]["runAsNonRoot"], true);
-        assert_eq!(pod["securityContext"]["seccompProfile"]["type"], "RuntimeDefault");
-        assert!(pod["volumes"].is_null());
-        let container = &pod["containers"][0]["securityContext"];
+        let in_kernel = deployment(&server, &settings("auto"), 2);
+        let container = &in_kernel["spec"]["template"]["spec"]["containers"][0]["securityContext"];
         assert_eq!(container["readOnlyRootFilesystem"], true);
         assert_eq!(container["allowPrivilegeEscalation"], false);
-        assert_eq!(container["capabilities"], json!({"drop": ["ALL"]}));
+        let capabilities = json!({"drop": ["ALL"], "add": ["BPF", "NET_ADMIN", "PERFMON"]});
+        assert_eq!(container["capabilities"], capabilities);
+        let deployment = deployment(&server, &settings("userspace"), 2);
+        let pod = &deployment["spec"]["template"]["spec"];
+        assert_eq!(pod["securityContext"]["seccompProfile"]["type"], "RuntimeDefault");
+        assert_eq!(pod["volumes"], json!([]));
+        let container = &pod["containers"][0]["securityContext"];
+        assert_eq!(container["runAsNonRoot"], true);
+        assert_eq!(container["readOnlyRootFilesystem"], true);
+        assert_eq!(container["allowPrivilegeEscalation"], false);
+        assert_eq!(container["capabilities"], json!({"drop": ["ALL"], "add": []}));
         assert_eq!(disruption_budget(&server)["spec"]["maxUnavailable"], 1);
     }
 }
