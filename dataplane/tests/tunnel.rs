@@ -270,7 +270,9 @@ fn the_source_of_what_cannot_go_is_told_1500_and_inner_ipv4_without_df_is_fragme
                 capture.skip();
                 option(&from, libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, libc::IP_PMTUDISC_DONT);
                 carry(&from, &to, 3000, 5);
-                for seen in on_the_wire(&capture, 4) {
+                // Pieces of the IPv6 packets before may still have been on their way.
+                let of_ipv4 = |s: &Seen| !s.payload.starts_with(&[2, 41]);
+                for seen in on_the_wire(&capture, 4).into_iter().filter(of_ipv4) {
                     assert!(seen.length <= 1024 && seen.payload[0] == 0x45, "{seen:?}");
                 }
             }
