@@ -267,13 +267,14 @@ fn ring(net: &Net, nodes: &[&str], ttl_step: u8, ttl: i32) -> (u64, u64) {
             (sent + c.tunneled_packets, dropped + c.drops[&Drop::OuterTtl])
         })
     };
-    // Until it stands still.
+    // Until it stands still, for longer than a loaded machine holds a packet up.
     let deadline = Instant::now() + LONG;
-    let mut last = (0, 0);
+    let (mut last, mut still) = ((0, 0), 0);
     loop {
         std::thread::sleep(Duration::from_millis(300));
         let now = count();
-        if now == last && now.0 > 0 {
+        still = if now == last && now.0 > 0 { still + 1 } else { 0 };
+        if still == 5 {
             return now;
         }
         assert!(Instant::now() < deadline, "the loop does not end: {now:?}");
