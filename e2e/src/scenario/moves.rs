@@ -87,6 +87,11 @@ pub fn power_off(
     cluster
         .kubectl(&["wait", condition, &format!("node/{node}"), "--timeout=60s"])
         .context("the cluster has not noticed that the node is off")?;
+    // Until the taint is there, the scheduler may well choose the dead node again.
+    let taints = r#"{.spec.taints[?(@.effect=="NoSchedule")].key}"#;
+    cluster.wait_until("the dead node is tainted", Duration::from_secs(60), || {
+        Ok(cluster.get(&format!("node/{node}"), taints)?.contains("node.kubernetes.io/unreachable"))
+    })?;
     let began = micros();
     for pod in &pods {
         let (namespace, name) = pod.name.split_once('/').unwrap_or(("default", &pod.name));

@@ -142,7 +142,9 @@ impl Tester {
         m.client = Some(duid(n));
         m.requested = vec![OPTION_VENDOR_OPTS];
         m.elapsed = Some(0);
-        m.ia_pd.push(IaPd { id: 1, ..IaPd::default() });
+        // It names the prefix that it wants: a refusal is never longer than what was asked.
+        let wanted = Prefix { prefix: acp(n), preferred: 0, valid: 0 };
+        m.ia_pd.push(IaPd { id: 1, prefixes: vec![wanted], ..IaPd::default() });
         m.aero.push(AeroOption::LinkRequest { link_id: 0, preference: 3 });
         m
     }

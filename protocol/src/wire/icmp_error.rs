@@ -88,7 +88,9 @@ pub fn build(problem: Problem, source: IpAddr, packet: &[u8]) -> Result<Vec<u8>,
         (LaxIpSlice::Ipv6(v6), IpAddr::V6(from), IpAddr::V6(to), IpAddr::V6(destination)) => {
             let too_big = matches!(problem, Problem::PacketTooBig { .. });
             // RFC 4443 section 2.4 e.3: path MTU discovery works for multicast too.
-            if destination.is_multicast() && !too_big {
+            // What is for a link-local address is the link's own: what is wrong with it gets no sign
+            // of life.
+            if (destination.is_multicast() || destination.is_unicast_link_local()) && !too_big {
                 return Err(Silence::Destination);
             }
             if to.is_multicast() || to.is_unspecified() || to.is_loopback() {

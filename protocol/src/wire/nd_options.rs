@@ -89,7 +89,13 @@ pub(super) fn emit_option(option: &NdOption, out: &mut Vec<u8>) -> Result<(), Wi
     match option {
         NdOption::SourceLinkLayer(o) => emit_link_layer(SOURCE_LINK_LAYER, o, out),
         NdOption::TargetLinkLayer(o) => emit_link_layer(TARGET_LINK_LAYER, o, out),
-        NdOption::RedirectedHeader(packet) => emit_padded(REDIRECTED_HEADER, &[0; 6], packet, out)?,
+        NdOption::RedirectedHeader(packet) => {
+            // Whole units only, as far as the IP header allows: readers cannot tell padding from
+            // the packet's own bytes (found by tshark).
+            let whole = packet.len() & !7;
+            let quoted = packet.get(..whole).filter(|q| q.len() >= 24).unwrap_or(packet);
+            emit_padded(REDIRECTED_HEADER, &[0; 6], quoted, out)?;
+        }
         NdOption::Timestamp(since_1970) => {
             // Rounded up, as parsing rounds down: what is passed on stays the same.
             let fraction = (u64::from(since_1970.subsec_nanos()) << 16).div_ceil(1_000_000_000);
@@ -142,6 +148,15 @@ mod tests {
         assert_eq!(out[..8], [2, 3, 0, 0, 1, 255, 0, 0]);
         assert_eq!(out[8..], [0; 16]);
         assert_eq!(parse_option(&mut Reader(&out)), Ok(Some(NdOption::TargetLinkLayer(option))));
+    }
+
+    #[test]
+    fn a_quoted_packet_is_cut_to_whole_units_and_never_within_its_header() {
+        for (length, quoted) in [(55, 48), (48, 48), (40, 40), (27, 24), (20, 24)] {
+            let mut out = Vec::new();
+            emit_option(&NdOption::RedirectedHeader(vec![0x60; length]), &mut out).unwrap();
+            assert_eq!(out.len(), 8 + quoted, "{length}");
+        }
     }
 
     #[test]
