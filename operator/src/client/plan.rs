@@ -37,7 +37,7 @@ pub struct Observed<'a> {
     pub mappings: Vec<&'a AcpMapping>,
     /// Internal addresses of nodes.
     pub nodes: BTreeMap<String, Vec<String>>,
-    /// Unix seconds: no new epoch is smaller (docs/decisions/006-epochs-after-a-restore.md).
+    /// Unix seconds: no new epoch is smaller (docs/decisions/007-epochs-after-a-restore.md).
     pub floor: i64,
     /// The largest epoch of each prefix, by its mapping's name, that was ever seen.
     pub known: BTreeMap<String, i64>,

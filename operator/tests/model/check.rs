@@ -108,7 +108,7 @@ impl Checker {
             }
             if self.clocks_differ {
                 // The next mapping of this prefix starts from another clock
-                // (docs/decisions/006-epochs-after-a-restore.md says why that is harmless).
+                // (docs/decisions/007-epochs-after-a-restore.md says why that is harmless).
                 self.uses.remove(text(&before["spec"]["prefix"]));
             }
             return;
