@@ -20,7 +20,7 @@ step cargo clippy --workspace --all-targets --locked -- -D warnings
 step cargo test --workspace --locked --exclude aero-e2e
 step make simulate NODES=200 SERVERS=4 CLIENTS=4000 SEEDS=1 \
     OPTIONS='--out target/results/simulation-scale.json --plot target/results/simulation-scale.svg'
-step make simulate SEEDS=3000 OPTIONS='--budget 75'
+step make simulate SEEDS=3000 OPTIONS='--budget 150'
 step make fuzz SECONDS=20
 step cargo build --locked -p aero-e2e -p aero-node-agent -p aero-cli
 step cargo test --locked -p aero-e2e --lib --bins
