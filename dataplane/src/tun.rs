@@ -8,18 +8,26 @@ use tun::AbstractDevice;
 pub type Device = tun::AsyncDevice;
 
 /// Opens the device, making it if it is not there. It stays when the process ends, so that the
-/// routes to it outlive a restart; [`remove`] takes it away.
+/// routes to it outlive a restart.
 ///
 /// The device is left down: the caller decides about IPv6 address generation first.
 ///
 /// # Errors
-/// If the device cannot be made (no /dev/net/tun, no CAP_NET_ADMIN, the name is taken).
-pub fn open(name: &str, mtu: u16) -> io::Result<tun::AsyncDevice> {
-    let mut config = tun::Configuration::default();
-    config.tun_name(name).mtu(mtu);
-    let mut device = tun::create(&config).map_err(io::Error::other)?;
-    device.persist().map_err(io::Error::other)?;
-    tun::AsyncDevice::new(device)
+/// Says what is needed, if the device cannot be made (no /dev/net/tun, no CAP_NET_ADMIN, the name
+/// is taken).
+pub fn open(name: &str, mtu: u16) -> io::Result<Device> {
+    let make = || -> Result<Device, Box<dyn std::error::Error + Send + Sync>> {
+        let mut config = tun::Configuration::default();
+        config.tun_name(name).mtu(mtu);
+        let mut device = tun::create(&config)?;
+        device.persist()?;
+        Ok(tun::AsyncDevice::new(device)?)
+    };
+    make().map_err(|e| {
+        io::Error::other(format!(
+            "the TUN device {name} (needs /dev/net/tun and CAP_NET_ADMIN): {e}"
+        ))
+    })
 }
 
 /// Brings the device up.

@@ -14,21 +14,6 @@ const SECOND: Duration = Duration::from_secs(1);
 /// Lease of the link in memory.
 const LEASE: Duration = Duration::from_secs(40);
 
-/// Two Servers, three nodes; client 1 on node 21, a correspondent, client 2, on node 23.
-fn cluster() -> Link {
-    let mut link = Link::new();
-    let servers = [link.add_server(11), link.add_server(12)];
-    for n in [21, 22, 23] {
-        link.add_node(n, &servers);
-    }
-    link.map(1, 1, node_address(21));
-    link.map(2, 1, node_address(23));
-    link.attach(node_address(21), 1, 1);
-    link.attach(node_address(23), 2, 1);
-    link.run(SECOND * 3);
-    link
-}
-
 /// Where the Servers believe client 1 to be.
 fn places(link: &mut Link) -> Vec<LinkLayerAddress> {
     let mut all = Vec::new();
@@ -46,7 +31,7 @@ fn a_node_that_comes_back_with_the_old_pod_is_silenced_and_takes_nothing_with_it
     let mut slowest = Duration::ZERO;
     // However long it was away: less than its lease, or more.
     for away in [5u32, 15, 39, 60, 300] {
-        let mut link = cluster();
+        let mut link = Link::cluster();
         link.dead.push(old);
         link.run(SECOND);
         link.map(1, 2, new);
@@ -83,7 +68,7 @@ fn a_late_release_of_the_old_pod_changes_nothing() {
     let (old, new, peer) = (node_address(21), node_address(22), node_address(23));
     let delays = [0u64, 1, 5, 50, 500, 2000, 20_000, 60_000];
     for delay in delays {
-        let mut link = cluster();
+        let mut link = Link::cluster();
         link.map(1, 2, new);
         link.attach(new, 1, 2);
         link.run(DELAY * 4);
@@ -113,7 +98,7 @@ fn of_a_hundred_moves_to_and_fro_the_last_one_wins_and_nothing_is_left_over() {
         }
         all
     };
-    let mut link = cluster();
+    let mut link = Link::cluster();
     link.run(LEASE);
     let before = sizes(&mut link);
     for n in 1..=100u64 {
@@ -139,7 +124,7 @@ fn of_a_hundred_moves_to_and_fro_the_last_one_wins_and_nothing_is_left_over() {
 fn a_lease_that_cannot_be_renewed_is_used_to_its_end_and_given_to_nobody_before() {
     let mut case = held(&["A7"], Level::Model);
     let (holder, thief) = (node_address(21), node_address(22));
-    let mut link = cluster();
+    let mut link = Link::cluster();
     for server in [11, 12] {
         link.dead.push(server_address(server));
     }

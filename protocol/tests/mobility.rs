@@ -13,24 +13,9 @@ use rand::{Rng, SeedableRng};
 
 const SECOND: Duration = Duration::from_secs(1);
 
-/// Two Servers, three nodes; client 1 on node 21, a correspondent, client 2, on node 23.
-fn cluster() -> Link {
-    let mut link = Link::new();
-    let servers = [link.add_server(11), link.add_server(12)];
-    for n in [21, 22, 23] {
-        link.add_node(n, &servers);
-    }
-    link.map(1, 1, node_address(21));
-    link.map(2, 1, node_address(23));
-    link.attach(node_address(21), 1, 1);
-    link.attach(node_address(23), 2, 1);
-    link.run(SECOND * 3);
-    link
-}
-
 #[test]
 fn a_new_holder_gets_the_packets_as_soon_as_it_has_asked() {
-    let mut link = cluster();
+    let mut link = Link::cluster();
     assert_eq!(link.user_packet(node_address(23), 2, 1), Ok(node_address(21)));
     link.map(1, 2, node_address(22));
     link.attach(node_address(22), 1, 2);
@@ -41,7 +26,7 @@ fn a_new_holder_gets_the_packets_as_soon_as_it_has_asked() {
 
 #[test]
 fn the_former_node_is_muted_and_sends_on_what_still_comes() {
-    let mut link = cluster();
+    let mut link = Link::cluster();
     link.map(1, 2, node_address(22));
     link.attach(node_address(22), 1, 2);
     link.run(SECOND / 100);
@@ -72,7 +57,7 @@ fn the_former_node_is_muted_and_sends_on_what_still_comes() {
 
 #[test]
 fn the_former_node_cannot_take_the_prefix_back() {
-    let mut link = cluster();
+    let mut link = Link::cluster();
     link.map(1, 2, node_address(22));
     link.attach(node_address(22), 1, 2);
     link.run(SECOND);
@@ -84,7 +69,7 @@ fn the_former_node_cannot_take_the_prefix_back() {
 
 #[test]
 fn as_soon_as_the_table_names_a_new_holder_the_former_one_gets_no_packet() {
-    let mut link = cluster();
+    let mut link = Link::cluster();
     link.map(1, 2, node_address(22));
     link.run(SECOND / 100);
     assert!(link.user_packet(node_address(23), 2, 1).is_err());
@@ -97,7 +82,7 @@ fn as_soon_as_the_table_names_a_new_holder_the_former_one_gets_no_packet() {
 
 #[test]
 fn a_node_that_was_cut_off_during_the_move_is_muted_when_it_comes_back() {
-    let mut link = cluster();
+    let mut link = Link::cluster();
     link.dead.push(node_address(21));
     link.map(1, 2, node_address(22));
     link.attach(node_address(22), 1, 2);
@@ -113,7 +98,7 @@ fn a_node_that_was_cut_off_during_the_move_is_muted_when_it_comes_back() {
 #[test]
 fn the_loss_of_any_one_message_of_a_move_is_made_good() {
     for lost in 0..12 {
-        let mut link = cluster();
+        let mut link = Link::cluster();
         let first = link.sent.len();
         link.lose = Box::new(move |n, _| n == first + lost);
         link.map(1, 2, node_address(22));
@@ -128,7 +113,7 @@ fn the_loss_of_any_one_message_of_a_move_is_made_good() {
 
 #[test]
 fn a_detach_after_the_move_does_not_touch_the_new_holder() {
-    let mut link = cluster();
+    let mut link = Link::cluster();
     link.map(1, 2, node_address(22));
     link.attach(node_address(22), 1, 2);
     link.run(SECOND / 100);
@@ -141,7 +126,7 @@ fn a_detach_after_the_move_does_not_touch_the_new_holder() {
 fn random_moves_under_random_loss_end_with_the_last_holder_and_no_other() {
     for seed in 0..40 {
         let mut rng = rand::rngs::StdRng::seed_from_u64(seed);
-        let mut link = cluster();
+        let mut link = Link::cluster();
         let mut loss = rand::rngs::StdRng::seed_from_u64(seed ^ 0xdead);
         link.lose = Box::new(move |_, _| loss.random_bool(0.2));
         let mut at = 21;
@@ -184,7 +169,7 @@ fn random_moves_under_random_loss_end_with_the_last_holder_and_no_other() {
 fn what_a_former_node_sends_on_follows_its_default_server() {
     // Seen in the lab: after a move away the Server that the former node sent on to was drained,
     // and for FORWARD_TIME its own pods did not reach the prefix that had left.
-    let mut link = cluster();
+    let mut link = Link::cluster();
     link.map(3, 1, node_address(21));
     link.attach(node_address(21), 3, 1);
     link.run(SECOND);

@@ -146,9 +146,7 @@ pub async fn run(args: AgentArgs) -> anyhow::Result<()> {
         0 => interface_mtu(underlay_mtu),
         mtu => mtu,
     };
-    let device = tun::open(&args.device, mtu).with_context(|| {
-        format!("the TUN device {} (needs /dev/net/tun and CAP_NET_ADMIN)", args.device)
-    })?;
+    let device = tun::open(&args.device, mtu)?;
     attach::route_asps(&args.device, &[]).await?;
     let (control_sender, control) = mpsc::channel(CONTROL_QUEUE);
     let config =

@@ -105,9 +105,7 @@ pub(super) async fn run(
     let underlay = bind(args.port)?;
     let servers = finder.find_first(&token).await;
     let (_, mtu) = mtu(args, servers.first().copied()).await?;
-    let device = tun::open(&args.device, mtu).with_context(|| {
-        format!("the TUN device {} (needs /dev/net/tun and CAP_NET_ADMIN)", args.device)
-    })?;
+    let device = tun::open(&args.device, mtu)?;
     attach::route_asps(&args.device, &[]).await?;
     link_local(&args.device).await?;
     let readiness = Readiness::default();

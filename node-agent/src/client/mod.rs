@@ -127,9 +127,7 @@ pub async fn run(args: ClientArgs) -> anyhow::Result<()> {
     let underlay = Arc::new(bind(args.port)?);
     let found = finder.find_first(&token).await;
     let (underlay_mtu, mtu) = mtu(&args, found.first().copied()).await?;
-    let device = tun::open(&args.device, mtu).with_context(|| {
-        format!("the TUN device {} (needs /dev/net/tun and CAP_NET_ADMIN)", args.device)
-    })?;
+    let device = tun::open(&args.device, mtu)?;
     attach::route_asps(&args.device, &[]).await?;
     let (control_sender, control) = mpsc::channel(CONTROL_QUEUE);
     let config =

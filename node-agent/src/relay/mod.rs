@@ -60,9 +60,7 @@ pub async fn run(args: RelayArgs) -> anyhow::Result<()> {
     routes_file::read(&args.routes).await?;
     let underlay = Arc::new(Underlay::bind(&args.host_ips, args.port)?);
     let mtu = interface_mtu(attach::underlay_mtu(first).await?);
-    let device = tun::open(&args.device, mtu).with_context(|| {
-        format!("the TUN device {} (needs /dev/net/tun and CAP_NET_ADMIN)", args.device)
-    })?;
+    let device = tun::open(&args.device, mtu)?;
     let (control_sender, control) = mpsc::channel(CONTROL_QUEUE);
     let forwarder = Forwarder::new(Arc::clone(&underlay), Some(device), control_sender);
     let id = ServerId::from_underlay(first);

@@ -13,10 +13,10 @@
 )]
 // Each test binary uses its own part.
 
+mod names;
 pub mod talk;
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use aero_protocol::Output;
@@ -27,40 +27,9 @@ use aero_protocol::server::{self, Authentication, Holder, Mapping, Server};
 use aero_protocol::wire::aero_options::Claim;
 use aero_protocol::wire::dhcpv6::Message;
 use aero_protocol::wire::ip::{Packet, Payload};
-use ipnet::IpNet;
 use uuid::Uuid;
 
-pub const DELAY: Duration = Duration::from_millis(1);
-
-pub fn l2(text: &str) -> LinkLayerAddress {
-    text.parse::<std::net::SocketAddr>().unwrap().into()
-}
-
-pub fn node_address(n: u8) -> LinkLayerAddress {
-    l2(&format!("192.0.2.{n}:8061"))
-}
-
-pub fn server_address(n: u8) -> LinkLayerAddress {
-    l2(&format!("192.0.2.{n}:8060"))
-}
-
-pub fn prefix(n: u16) -> IpNet {
-    format!("2001:db8:0:{n:x}::/64").parse().unwrap()
-}
-
-/// First address of a prefix.
-pub fn host(n: u16) -> IpAddr {
-    format!("2001:db8:0:{n:x}::1").parse().unwrap()
-}
-
-pub fn duid(n: u16) -> Duid {
-    Duid::from_uuid(Uuid::from_u128(u128::from(n)))
-}
-
-/// The pod of client `n` in its `epoch`.
-pub fn holder_id(n: u16, epoch: u64) -> Uuid {
-    Uuid::from_u128((u128::from(n) << 64) | u128::from(epoch))
-}
+pub use names::*;
 
 pub struct NodeBox {
     pub engine: Node,
@@ -121,6 +90,21 @@ impl Link {
             lose: Box::new(|_, _| false),
             dead: Vec::new(),
         }
+    }
+
+    /// Two Servers, three nodes; client 1 on node 21, a correspondent, client 2, on node 23.
+    pub fn cluster() -> Self {
+        let mut link = Self::new();
+        let servers = [link.add_server(11), link.add_server(12)];
+        for n in [21, 22, 23] {
+            link.add_node(n, &servers);
+        }
+        link.map(1, 1, node_address(21));
+        link.map(2, 1, node_address(23));
+        link.attach(node_address(21), 1, 1);
+        link.attach(node_address(23), 2, 1);
+        link.run(Duration::from_secs(3));
+        link
     }
 
     pub fn add_server(&mut self, n: u8) -> LinkLayerAddress {

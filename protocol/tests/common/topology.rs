@@ -6,6 +6,7 @@
     dead_code,
     unreachable_pub,
     missing_docs,
+    unused_imports,
     clippy::panic,
     clippy::unwrap_used,
     clippy::indexing_slicing,
@@ -32,22 +33,16 @@ use aero_protocol::wire::ip::{Packet, Payload};
 use ipnet::IpNet;
 use uuid::Uuid;
 
-pub const DELAY: Duration = Duration::from_millis(1);
+#[path = "names.rs"]
+mod names;
+
+pub use names::{
+    DELAY, duid, host, l2, node_address as node_at, prefix as acp, server_address as infra_at,
+};
+
+use names::holder_id as holder;
+
 pub const SECOND: Duration = Duration::from_secs(1);
-
-pub fn l2(text: &str) -> LinkLayerAddress {
-    text.parse::<std::net::SocketAddr>().unwrap().into()
-}
-
-/// Underlay address of Client node `n`.
-pub fn node_at(n: u8) -> LinkLayerAddress {
-    l2(&format!("192.0.2.{n}:8061"))
-}
-
-/// Underlay address of Server or Relay `n`.
-pub fn infra_at(n: u8) -> LinkLayerAddress {
-    l2(&format!("192.0.2.{n}:8060"))
-}
 
 pub fn id(n: u8) -> ServerId {
     ServerId::new(u32::from(n)).unwrap()
@@ -55,22 +50,6 @@ pub fn id(n: u8) -> ServerId {
 
 pub fn asp() -> IpNet {
     "2001:db8::/32".parse().unwrap()
-}
-
-pub fn acp(n: u16) -> IpNet {
-    format!("2001:db8:0:{n:x}::/64").parse().unwrap()
-}
-
-pub fn host(n: u16) -> IpAddr {
-    format!("2001:db8:0:{n:x}::1").parse().unwrap()
-}
-
-pub fn duid(n: u16) -> Duid {
-    Duid::from_uuid(Uuid::from_u128(u128::from(n)))
-}
-
-fn holder(n: u16, epoch: u64) -> Uuid {
-    Uuid::from_u128((u128::from(n) << 64) | u128::from(epoch))
 }
 
 pub enum Role {
