@@ -14,14 +14,36 @@ use super::net::{
 };
 use super::tester::{Tester, acp, dhcp_of, inner, l2, nd_of, table};
 
+/// The port "discard" (RFC 863), which nobody here listens at.
+const DISCARD: u16 = 9;
+
 /// Captures what passes a host's cable, in a file.
 pub fn capture(host: &Host<'_>, filter: &str) -> PathBuf {
     let file = host.net.dir.path().join(format!("{}.pcapng", host.name));
     let name = format!("capture-{}", host.name);
     let text = file.to_str().unwrap();
+    let filter = if filter.is_empty() { "" } else { &format!("({filter}) or udp port {DISCARD}") };
     host.start(&name, Path::new("dumpcap"), &["-i", "eth0", "-f", filter, "-w", text]);
     await_that("the capture has begun", SOON, || host.log(&name).contains("File: "));
     file
+}
+
+/// Ends a host's capture when all that passed so far is in the file.
+///
+/// A program that is asked to end does not empty the kernel's buffer: the last quarter of a second
+/// would be missing. So a datagram follows, and the end is when that one is in the file.
+pub fn finish(host: &Host<'_>, file: &Path) {
+    let interface = host.inside(|| nix::net::if_::if_nametoindex("eth0")).unwrap();
+    let everybody = std::net::SocketAddrV6::new("ff02::1".parse().unwrap(), DISCARD, 0, interface);
+    let mark = format!("end of the capture at {}", host.name);
+    let socket = host.udp("[::]:0");
+    await_that("the capture is complete", SOON, || {
+        // Until the link-local address may be used this fails.
+        let _ = socket.send_to(mark.as_bytes(), everybody);
+        let seen = std::fs::read(file).unwrap();
+        seen.windows(mark.len()).any(|w| w == mark.as_bytes())
+    });
+    host.stop(&format!("capture-{}", host.name));
 }
 
 /// What tshark finds: the names of the messages, and what it cannot make sense of.
@@ -42,6 +64,8 @@ fn decode(file: &Path) -> (BTreeSet<String>, Vec<String>) {
     // The outer checksums of what this very host sends are filled in later, by its "hardware".
     let mut arguments =
         vec!["-r", file, "-d", "udp.port==8060,ip", "-o", "udp.check_checksum:TRUE"];
+    let filter = format!("!(udp.port == {DISCARD})");
+    arguments.extend(["-Y", &filter]);
     arguments.extend([
         "-T",
         "fields",
@@ -145,8 +169,8 @@ fn tshark_reads_every_message_without_a_malformed_one() {
         await_that("both are released", SOON, || {
             net.log("s1").matches("why=Released").count() == 2
         });
-        for (host, name) in [(&s1, "capture-s1"), (&s2, "capture-s2"), (&c1, "capture-c1")] {
-            host.stop(name);
+        for (host, file) in [&s1, &s2, &c1].into_iter().zip(&files) {
+            finish(host, file);
         }
         let mut all = BTreeSet::new();
         for file in &files {

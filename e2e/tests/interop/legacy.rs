@@ -4,7 +4,7 @@ use std::path::Path;
 
 use aero_protocol::wire::dhcpv6::Kind;
 
-use super::decode::capture;
+use super::decode::{capture, finish};
 use super::net::{
     Host, Net, SOON, Underlay, agent, await_address, await_that, reaches, start_client, try_run,
 };
@@ -101,8 +101,8 @@ fn kea_delegates_through_a_relaying_server_which_learns_its_neighbours_from_the_
         assert!(!net.log(name).contains("does not answer"), "its solicitations are answered");
     }
 
-    for (host, name) in [(&kea, "capture-kea"), (&s1, "capture-s1")] {
-        host.stop(name);
+    for (host, file) in [&kea, &s1].into_iter().zip(&captures) {
+        finish(host, file);
     }
     let fields = |n: usize, filter: &str, field: &str| {
         let file = captures[n].to_str().unwrap();
