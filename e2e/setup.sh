@@ -29,6 +29,8 @@ need kea-dhcp6 kea-dhcp6-server
 if [ "${1:-}" = bench ]; then
     need iperf3 iperf3
     need ethtool ethtool
+    need wireguard-go wireguard-go
+    need wg wireguard-tools
 fi
 for tool in cargo go; do
     command -v "$tool" >/dev/null 2>&1 || { echo "setup: $tool is missing; install the Rust (1.95) and Go (1.26) toolchains" >&2; exit 1; }

@@ -134,7 +134,16 @@ fn way(system: &System, from: &str, there: Option<(&str, &AcpMapping)>, report: 
         };
         let text =
             format!("sends to Server {} until it knows a direct path", system.name_of(server));
-        report.ok(part, text);
+        report.ok(&part, text);
+        let straight = page.neighbors.iter().find(|n| system.node_of(&n.address) == Some(node));
+        if let Some(n) = straight {
+            let form = if n.ip_in_ip { "IP-in-IP" } else { "UDP" };
+            let text = format!(
+                "has sent {} packets straight to {node}, received {}; tunnel: {form}",
+                n.tunneled_packets, n.received_packets
+            );
+            report.ok(part, text);
+        }
         let serves = system
             .server_reports
             .iter()
@@ -200,6 +209,7 @@ fn way(system: &System, from: &str, there: Option<(&str, &AcpMapping)>, report: 
 mod tests {
     use super::*;
     use crate::example::system;
+    use aero_telemetry::debug::NeighborTraffic;
 
     fn probe(us: Option<u64>) -> Result<ProbeReport, String> {
         Ok(ProbeReport { round_trip_us: us, error: None, ..ProbeReport::default() })
@@ -224,6 +234,14 @@ mod tests {
         let mut n = page.neighbors[0].clone();
         (n.acp, n.link_layer) = ("2001:db8:a:2::/64".into(), "192.0.2.12:8061".into());
         page.neighbors.push(n);
+        let agent = s.agents.get_mut("n1").unwrap().as_mut().unwrap();
+        agent.neighbors.push(NeighborTraffic {
+            address: "192.0.2.12:8061".into(),
+            ip_in_ip: true,
+            tunneled_packets: 7,
+            received_packets: 5,
+            ..NeighborTraffic::default()
+        });
         s
     }
 
@@ -233,9 +251,12 @@ mod tests {
         let report = trace(&two(), ("default", "web-0"), to, Some(&probe(Some(950))));
         assert!(report.healthy(), "{report}");
         let parts: Vec<&str> = report.lines.iter().map(|l| l.part.as_str()).collect();
-        let way = ["source", "to", "agent n1", "server aero-server-a", "agent n2", "probe"];
+        let way =
+            ["source", "to", "agent n1", "agent n1", "server aero-server-a", "agent n2", "probe"];
         assert_eq!(parts, way);
-        assert_eq!(report.lines[5].text, "answer after 0.95 ms");
+        let straight = "has sent 7 packets straight to n2, received 5; tunnel: IP-in-IP";
+        assert_eq!(report.lines[3].text, straight);
+        assert_eq!(report.lines[6].text, "answer after 0.95 ms");
     }
 
     #[test]

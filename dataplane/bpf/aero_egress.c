@@ -41,7 +41,8 @@ int aero_egress(struct __sk_buff *skb)
 	}
 	int pod = own->ifindex != 0;
 	struct l2 to;
-	int kind = next_hop(skb, 0, c, &in.source, own, &in.destination, &to, now);
+	int straight;
+	int kind = next_hop(skb, 0, c, &in.source, own, &in.destination, &to, &straight, now);
 	if (kind == UNREACHABLE)
 		goto pass;
 	if (kind != NEIGHBOR) {
@@ -56,13 +57,14 @@ int aero_egress(struct __sk_buff *skb)
 		goto pass;
 	if (bpf_skb_change_head(skb, ETH_HLEN, 0))
 		goto pass;
-	int verdict = encapsulate(skb, c, &to, &in, length, &way);
+	int ip_in_ip = straight && !way.local && in.source.family == 6 && gets_ip_in_ip(&to, now);
+	int verdict = encapsulate(skb, c, &to, &in, length, &way, ip_in_ip);
 	if (verdict == NEXT || verdict == DROP) {
 		/* With a link layer the packet is of no use to the interface any more. */
 		count(SEND_ERRORS, 1);
 		return DROP;
 	}
-	count_forwarded(skb, TUNNELED_PACKETS, length);
+	count_tunneled(skb, &to, length);
 	return verdict;
 pass:
 	count(PASSED, 1);

@@ -40,19 +40,22 @@ int pod_ingress(struct __sk_buff *skb)
 	if (in.hop_limit <= 1 || longest > c->mtu || length > LONGEST)
 		return NEXT;
 	struct l2 to;
-	if (next_hop(skb, ETH_HLEN, c, &in.source, own, &in.destination, &to, now) != NEIGHBOR)
+	int straight;
+	if (next_hop(skb, ETH_HLEN, c, &in.source, own, &in.destination, &to, &straight, now) !=
+	    NEIGHBOR)
 		return NEXT;
 	if (find_way(skb, c, &to, longest, &way))
 		return NEXT;
 	if (lower_hop_limit(skb, ETH_HLEN, 6))
 		return NEXT;
 	in.hop_limit--;
-	int verdict = encapsulate(skb, c, &to, &in, length, &way);
+	int ip_in_ip = straight && !way.local && gets_ip_in_ip(&to, now);
+	int verdict = encapsulate(skb, c, &to, &in, length, &way, ip_in_ip);
 	if (verdict == NEXT)
 		return NEXT;
 	if (verdict == DROP)
 		count(SEND_ERRORS, 1);
 	else
-		count_forwarded(skb, TUNNELED_PACKETS, length);
+		count_tunneled(skb, &to, length);
 	return verdict;
 }

@@ -24,7 +24,17 @@
 struct l2 {
 	__u32 ip[4];
 	__be16 port;
-	__u16 pad;
+	__u16 slot; /* in values: index into the arrays about neighbours. 0 in keys, and for the rest */
+};
+
+/* Neighbours with a slot of their own; all others share the first one. */
+#define SLOTS (1 << 13)
+
+struct traffic {
+	__u64 tunneled_packets;
+	__u64 tunneled_bytes;
+	__u64 received_packets;
+	__u64 received_bytes;
 };
 
 /* A prefix as a key: family in front of the address, so that one map holds both. */
@@ -66,7 +76,10 @@ struct source {
 	__u32 count; /* if there are more than fit, the process knows them */
 };
 
-/* What a peer is, in the values of `peers`: it may send everything; is a Relay; an agent. */
+/*
+ * What a peer is, in the lower half of the values of `peers`: it may send everything; is a Relay;
+ * an agent. The upper half is its slot.
+ */
 #define PEER 1
 #define RELAY 2
 #define AGENT 4
@@ -134,6 +147,8 @@ struct config {
 	__u32 out4, out6; /* devices that have the addresses */
 	__u32 tells; /* somebody reads `wanted` */
 	__u32 ttl_step; /* taken off the outer hop limit of what is passed on */
+	__u32 ip_in_ip; /* tunnels without UDP lead to this forwarder */
+	__u32 pad;
 	__u64 until; /* with no process to look after it the table is not to be used for ever */
 };
 
@@ -237,6 +252,26 @@ struct {
 	__uint(pinning, LIBBPF_PIN_BY_NAME);
 } wanted SEC(".maps");
 
+/*
+ * Until when a neighbour is known to get what is sent to it in plain IP-in-IP. The proof is renewed
+ * every quarter of a second; with no process to do so the tunnels are UDP again after a second.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, SLOTS);
+	__type(key, __u32);
+	__type(value, __u64);
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+} proven SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, SLOTS);
+	__type(key, __u32);
+	__type(value, struct traffic);
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+} neighbors SEC(".maps");
+
 /* Interfaces of pods, by index. */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
@@ -283,12 +318,40 @@ inline_always void count(__u32 which, __u64 n)
 		*counter += n;
 }
 
-/* Counts a packet and its inner length; one that stands for many counts as many. */
-inline_always void count_forwarded(struct __sk_buff *skb, __u32 packets, __u32 length)
+inline_always __u64 packets_of(struct __sk_buff *skb, __u32 length)
 {
 	__u32 size = skb->gso_size;
-	count(packets, size ? (length + size - 1) / size : 1);
-	count(packets + 1, length);
+	return size ? (length + size - 1) / size : 1;
+}
+
+/* Counts a packet and its inner length; one that stands for many counts as many. */
+inline_always void count_delivered(struct __sk_buff *skb, __u32 length)
+{
+	count(DELIVERED_PACKETS, packets_of(skb, length));
+	count(DELIVERED_BYTES, length);
+}
+
+inline_always void count_tunneled(struct __sk_buff *skb, const struct l2 *to, __u32 length)
+{
+	__u64 packets = packets_of(skb, length);
+	__u32 slot = to->slot;
+	struct traffic *traffic = bpf_map_lookup_elem(&neighbors, &slot);
+	if (traffic) {
+		traffic->tunneled_packets += packets;
+		traffic->tunneled_bytes += length;
+	}
+	count(TUNNELED_PACKETS, packets);
+	count(TUNNELED_BYTES, length);
+}
+
+/* What came from a neighbour and passed the check of its origin. */
+inline_always void count_received(struct __sk_buff *skb, __u32 slot, __u32 length)
+{
+	struct traffic *traffic = bpf_map_lookup_elem(&neighbors, &slot);
+	if (traffic) {
+		traffic->received_packets += packets_of(skb, length);
+		traffic->received_bytes += length;
+	}
 }
 
 inline_always struct config *configuration(__u64 now)
@@ -357,10 +420,11 @@ inline_always struct route *live_route(const struct inner_address *a, __u64 now)
 enum allowed { NO, YES, ASK };
 
 /*
- * Whether an outer source is one of those that may send an inner one. The longest prefix counts
- * for which any is alive.
+ * Whether an outer source is one of those that may send an inner one, and its slot. The longest
+ * prefix counts for which any is alive.
  */
-inline_always int sends(const struct l2 *from, const struct inner_address *a, __u64 now)
+inline_always int sends(const struct l2 *from, const struct inner_address *a, __u64 now,
+			__u32 *slot)
 {
 	struct prefix key;
 	prefix_of(&key, a);
@@ -374,8 +438,10 @@ inline_always int sends(const struct l2 *from, const struct inner_address *a, __
 			struct sender *who = &s->sender[n];
 			if (n >= s->count || (who->until && who->until <= now))
 				continue;
-			if (same_l2(&who->from, from))
+			if (same_l2(&who->from, from)) {
+				*slot = who->from.slot;
 				return YES;
+			}
 			alive = 1;
 		}
 		if (s->count > SENDERS)
@@ -474,12 +540,17 @@ inline_always void tell(struct __sk_buff *skb, __u32 at, const struct inner_addr
 	bpf_ringbuf_submit(w, 0);
 }
 
-/* Where an own packet goes: NEIGHBOR and `to`, or another kind of route, or 0 if there is none. */
+/*
+ * Where an own packet goes: NEIGHBOR and `to`, or another kind of route, or 0 if there is none.
+ * `straight`: by a direct path.
+ */
 inline_always int next_hop(struct __sk_buff *skb, __u32 at, const struct config *c,
 			   const struct inner_address *source, const struct route *own,
-			   const struct inner_address *destination, struct l2 *to, __u64 now)
+			   const struct inner_address *destination, struct l2 *to, int *straight,
+			   __u64 now)
 {
 	struct direct *d = live_direct(source, own, destination, now);
+	*straight = d != 0;
 	if (d) {
 		if (!d->used)
 			d->used = 1;
@@ -495,13 +566,17 @@ inline_always int next_hop(struct __sk_buff *skb, __u32 at, const struct config 
 	return NEIGHBOR;
 }
 
-/* Section 3.8 of the draft: may this outer source send that inner packet? */
+/* Section 3.8 of the draft: may this outer source send that inner packet? Finds its slot too. */
 inline_always int accepts(const struct l2 *from, const struct inner_address *source,
-			  const struct inner_address *destination, __u64 now)
+			  const struct inner_address *destination, __u64 now, __u32 *slot)
 {
-	if (bpf_map_lookup_elem(&peers, from))
+	__u32 *peer = bpf_map_lookup_elem(&peers, from);
+	*slot = 0;
+	if (peer) {
+		*slot = *peer >> 16;
 		return YES;
-	int allowed = sends(from, source, now);
+	}
+	int allowed = sends(from, source, now, slot);
 	if (allowed != YES && handed_over(from, destination, now))
 		return YES;
 	return allowed;
@@ -510,7 +585,9 @@ inline_always int accepts(const struct l2 *from, const struct inner_address *sou
 /* Between peers a packet never goes to a Relay. */
 inline_always int bounces(const struct l2 *from, const struct l2 *to)
 {
-	__u32 *other = bpf_map_lookup_elem(&peers, to);
+	struct l2 key = *to;
+	key.slot = 0;
+	__u32 *other = bpf_map_lookup_elem(&peers, &key);
 	if (!other || !(*other & RELAY))
 		return 0;
 	__u32 *self = bpf_map_lookup_elem(&peers, from);

@@ -1,7 +1,9 @@
 /*
  * Into and out of tunnels. Outer headers follow section 3.10 of the draft: UDP with one port per
  * node and a checksum of zero (RFC 6935), hop limit and traffic class from the inner header at the
- * entry and from the outer one where a packet is passed on.
+ * entry and from the outer one where a packet is passed on. To a neighbour that is known to get
+ * them so, IPv6 packets go without UDP (RFC 4213, RFC 2473): what comes off a wire like that is
+ * merged by every kernel.
  *
  * Super-packets stay whole: the kernel is told that they are encapsulated and cuts them where a
  * device asks for it.
@@ -39,6 +41,7 @@ struct outer {
 	__u8 hop_limit;
 	__u32 flow_label;
 	__u32 inner_length;
+	__u8 ip_in_ip; /* no UDP behind it */
 };
 
 /* Where a packet for a neighbour leaves this node. */
@@ -111,6 +114,21 @@ inline_always int find_way(struct __sk_buff *skb, const struct config *c, const 
 	return -1;
 }
 
+/* Whether a neighbour gets what is sent to it without UDP. */
+inline_always int gets_ip_in_ip(const struct l2 *to, __u64 now)
+{
+	__u32 slot = to->slot;
+	__u64 *until = slot ? bpf_map_lookup_elem(&proven, &slot) : 0;
+	return until && *until > now;
+}
+
+inline_always __u32 size_of_outer(int v4, int ip_in_ip)
+{
+	if (v4)
+		return ip_in_ip ? sizeof(struct iphdr) : sizeof(struct outer4);
+	return ip_in_ip ? sizeof(struct ipv6hdr) : sizeof(struct outer6);
+}
+
 /* Sends a packet whose outer header is complete. */
 inline_always int leave(struct __sk_buff *skb, struct way *way)
 {
@@ -129,7 +147,10 @@ inline_always int leave(struct __sk_buff *skb, struct way *way)
 	return (int)bpf_redirect_neigh(way->ifindex, 0, 0, 0);
 }
 
-/* Writes the outer headers behind the Ethernet header. */
+/*
+ * Writes the outer headers behind the Ethernet header. The bounds are those of the longer form:
+ * behind the shorter one there is an IPv6 header.
+ */
 inline_always int write_outer(struct __sk_buff *skb, const struct config *c, const struct l2 *to,
 			      const struct outer *o, int v4)
 {
@@ -149,10 +170,11 @@ inline_always int write_outer(struct __sk_buff *skb, const struct config *c, con
 			.version = 4,
 			.ihl = 5,
 			.tos = o->traffic_class,
-			.tot_len = bpf_htons((__u16)(o->inner_length + sizeof *h)),
+			.tot_len = bpf_htons((__u16)(o->inner_length +
+						     size_of_outer(1, o->ip_in_ip))),
 			.frag_off = bpf_htons(0x4000),
 			.ttl = o->hop_limit,
-			.protocol = IPPROTO_UDP,
+			.protocol = o->ip_in_ip ? IPPROTO_IPV6 : IPPROTO_UDP,
 			.saddr = c->v4[3],
 			.daddr = to->ip[3],
 		};
@@ -165,7 +187,8 @@ inline_always int write_outer(struct __sk_buff *skb, const struct config *c, con
 		sum = (sum & 0xffff) + (sum >> 16);
 		ip.check = (__u16)~sum;
 		__builtin_memcpy(&h->ip, &ip, sizeof ip);
-		__builtin_memcpy(&h->udp, &udp, sizeof udp);
+		if (!o->ip_in_ip)
+			__builtin_memcpy(&h->udp, &udp, sizeof udp);
 		return 0;
 	}
 	struct outer6 *h = data + sizeof *eth;
@@ -173,12 +196,13 @@ inline_always int write_outer(struct __sk_buff *skb, const struct config *c, con
 		return -1;
 	eth->h_proto = bpf_htons(ETH_P_IPV6);
 	*(__be32 *)&h->ip = bpf_htonl(0x60000000 | (__u32)o->traffic_class << 20 | o->flow_label);
-	h->ip.payload_len = udp.len;
-	h->ip.nexthdr = IPPROTO_UDP;
+	h->ip.payload_len = o->ip_in_ip ? bpf_htons((__u16)o->inner_length) : udp.len;
+	h->ip.nexthdr = o->ip_in_ip ? IPPROTO_IPV6 : IPPROTO_UDP;
 	h->ip.hop_limit = o->hop_limit;
 	__builtin_memcpy(&h->ip.saddr, c->v6, 16);
 	__builtin_memcpy(&h->ip.daddr, to->ip, 16);
-	__builtin_memcpy(&h->udp, &udp, sizeof udp);
+	if (!o->ip_in_ip)
+		__builtin_memcpy(&h->udp, &udp, sizeof udp);
 	return 0;
 }
 
@@ -187,15 +211,18 @@ inline_always int write_outer(struct __sk_buff *skb, const struct config *c, con
  * It is not longer than LONGEST, and as it was if this returns NEXT.
  */
 inline_always int encapsulate(struct __sk_buff *skb, const struct config *c, const struct l2 *to,
-			      const struct inner *in, __u32 length, struct way *way)
+			      const struct inner *in, __u32 length, struct way *way, int ip_in_ip)
 {
 	struct outer o = {
 		.traffic_class = in->traffic_class,
 		.hop_limit = in->hop_limit,
 		.inner_length = length,
+		.ip_in_ip = (__u8)ip_in_ip,
 	};
-	__u32 size = way->v4 ? sizeof(struct outer4) : sizeof(struct outer6);
-	__u64 flags = BPF_F_ADJ_ROOM_FIXED_GSO | BPF_F_ADJ_ROOM_ENCAP_L4_UDP;
+	__u32 size = size_of_outer(way->v4, ip_in_ip);
+	__u64 flags = BPF_F_ADJ_ROOM_FIXED_GSO;
+	if (!ip_in_ip)
+		flags |= BPF_F_ADJ_ROOM_ENCAP_L4_UDP;
 	if (!way->v4) /* RFC 6438 */
 		o.flow_label = bpf_get_hash_recalc(skb) & 0xfffff;
 	flags |= way->v4 ? BPF_F_ADJ_ROOM_ENCAP_L3_IPV4 : BPF_F_ADJ_ROOM_ENCAP_L3_IPV6;

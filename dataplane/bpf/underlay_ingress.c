@@ -2,6 +2,9 @@
  * What comes to this node's port on the underlay: out of the tunnel and to a pod or to the network
  * layer, or on to another neighbour. Everything for the engine, and everything unusual, goes on to
  * the process's socket: fragments, options, shims, datagrams with a checksum.
+ *
+ * IP-in-IP has no port. It is this forwarder's if it comes from a neighbour; whatever else comes
+ * that way is somebody else's tunnel.
  */
 #include "tunnel.h"
 
@@ -20,29 +23,32 @@ inline_always int read_outer(struct __sk_buff *skb, const struct config *c, stru
 {
 	void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
 	struct udphdr *udp;
+	__u32 length;
+	__u8 protocol;
 	__builtin_memset(a, 0, sizeof *a);
 	if (skb->protocol == bpf_htons(ETH_P_IP)) {
 		struct outer4 *h = data + ETH_HLEN;
-		if ((void *)(h + 1) > end || h->ip.protocol != IPPROTO_UDP ||
-		    h->ip.daddr != c->v4[3] || h->ip.ihl != 5 ||
+		if ((void *)(h + 1) > end || h->ip.daddr != c->v4[3] || h->ip.ihl != 5 ||
 		    (h->ip.frag_off & bpf_htons(0x3fff)))
 			return OTHER;
 		udp = &h->udp;
+		protocol = h->ip.protocol;
+		length = bpf_ntohs(h->ip.tot_len) - sizeof h->ip;
 		a->v4 = 1;
-		a->at = ETH_HLEN + sizeof *h;
 		map_v4(a->from.ip, h->ip.saddr);
 		a->outer.traffic_class = h->ip.tos;
 		a->outer.hop_limit = h->ip.ttl;
 	} else if (skb->protocol == bpf_htons(ETH_P_IPV6)) {
 		struct outer6 *h = data + ETH_HLEN;
-		if ((void *)(h + 1) > end || h->ip.nexthdr != IPPROTO_UDP)
+		if ((void *)(h + 1) > end)
 			return OTHER;
 		__u32 destination[4];
 		__builtin_memcpy(destination, &h->ip.daddr, 16);
 		if (!same_ip(destination, c->v6))
 			return OTHER;
 		udp = &h->udp;
-		a->at = ETH_HLEN + sizeof *h;
+		protocol = h->ip.nexthdr;
+		length = bpf_ntohs(h->ip.payload_len);
 		__builtin_memcpy(a->from.ip, &h->ip.saddr, 16);
 		__u32 word = bpf_ntohl(*(__be32 *)&h->ip);
 		a->outer.traffic_class = (__u8)(word >> 20);
@@ -51,9 +57,17 @@ inline_always int read_outer(struct __sk_buff *skb, const struct config *c, stru
 	} else {
 		return OTHER;
 	}
-	if (udp->dest != c->port)
+	a->outer.ip_in_ip = protocol == IPPROTO_IPV6;
+	a->at = ETH_HLEN + size_of_outer(a->v4, a->outer.ip_in_ip);
+	if (a->outer.ip_in_ip) {
+		/* All nodes that are reached so have the link's one port. */
+		a->from.port = c->port;
+		a->outer.inner_length = length;
+		return c->ip_in_ip && a->at + length <= skb->len ? FOR_US : OTHER;
+	}
+	if (protocol != IPPROTO_UDP || udp->dest != c->port)
 		return OTHER;
-	__u32 length = bpf_ntohs(udp->len);
+	length = bpf_ntohs(udp->len);
 	if (length < sizeof *udp || a->at - sizeof *udp + length > skb->len)
 		return OTHER;
 	a->from.port = udp->source;
@@ -83,12 +97,48 @@ inline_always void read_header(struct __sk_buff *skb, void *header, int v4)
 		bpf_skb_load_bytes(skb, ETH_HLEN, header, sizeof(struct outer6));
 }
 
+inline_always int take_out(struct __sk_buff *skb, const struct arrived *a)
+{
+	int v4 = a->in.source.family == 4;
+	__u64 flags = BPF_F_ADJ_ROOM_FIXED_GSO;
+	if (v4 != a->v4)
+		flags |= v4 ? BPF_F_ADJ_ROOM_DECAP_L3_IPV4 : BPF_F_ADJ_ROOM_DECAP_L3_IPV6;
+	__s32 size = (__s32)size_of_outer(a->v4, a->outer.ip_in_ip);
+	return (int)bpf_skb_adjust_room(skb, -size, BPF_ADJ_ROOM_MAC, flags);
+}
+
+/* Out of one tunnel and into another: one that has UDP, as nothing is proved about it here. */
+inline_always int send_on_in_udp(struct __sk_buff *skb, const struct config *c, struct arrived *a,
+				 const struct l2 *to)
+{
+	struct way way;
+	__u32 length = a->outer.inner_length;
+	struct inner like = a->in;
+	if (a->outer.hop_limit <= c->ttl_step || length > LONGEST ||
+	    find_way(skb, c, to, 0, &way) || take_out(skb, a)) {
+		count(PASSED, 1);
+		return NEXT;
+	}
+	like.hop_limit = (__u8)(a->outer.hop_limit - c->ttl_step);
+	like.traffic_class = a->outer.traffic_class;
+	pull(skb, ETH_HLEN + sizeof(struct ipv6hdr));
+	int verdict = encapsulate(skb, c, to, &like, length, &way, 0);
+	if (verdict == NEXT || verdict == DROP) {
+		count(SEND_ERRORS, 1);
+		return DROP;
+	}
+	count_tunneled(skb, to, length);
+	return verdict;
+}
+
 /* Sends an arrived packet on to another neighbour: outer to outer, the inner one untouched. */
 inline_always int send_on(struct __sk_buff *skb, const struct config *c, struct arrived *a,
 			  const struct l2 *to)
 {
 	struct way way;
 	__u32 before[12] = {}, after[12] = {};
+	if (a->outer.ip_in_ip)
+		return send_on_in_udp(skb, c, a, to);
 	if (a->outer.hop_limit <= c->ttl_step || a->outer.inner_length > LONGEST || find_way(skb, c, to, 0, &way))
 		goto pass;
 	if (way.v4 != a->v4 && change_family(skb, a))
@@ -107,7 +157,7 @@ inline_always int send_on(struct __sk_buff *skb, const struct config *c, struct 
 		bpf_csum_update(skb, (__u32)bpf_csum_diff(before, sizeof before, after,
 							  sizeof after, 0));
 	}
-	count_forwarded(skb, TUNNELED_PACKETS, a->outer.inner_length);
+	count_tunneled(skb, to, a->outer.inner_length);
 	return leave(skb, &way);
 pass:
 	count(PASSED, 1);
@@ -131,7 +181,6 @@ inline_always int deliver(struct __sk_buff *skb, const struct config *c, const s
 			  const struct route *r)
 {
 	int v4 = a->in.source.family == 4;
-	__u64 flags = BPF_F_ADJ_ROOM_FIXED_GSO;
 	__u32 length = a->outer.inner_length;
 	/* What needs a router's full attention goes to one. */
 	int direct = r->ifindex && a->in.hop_limit > 1 && !a->in.fragment && !came_by_stack(skb, a);
@@ -139,12 +188,8 @@ inline_always int deliver(struct __sk_buff *skb, const struct config *c, const s
 	struct ethhdr link = {.h_proto = v4 ? bpf_htons(ETH_P_IP) : bpf_htons(ETH_P_IPV6)};
 	__builtin_memcpy(link.h_dest, r->mac, ETH_ALEN);
 	__builtin_memcpy(link.h_source, r->node_mac, ETH_ALEN);
-	if (v4 != a->v4)
-		flags |= v4 ? BPF_F_ADJ_ROOM_DECAP_L3_IPV4 : BPF_F_ADJ_ROOM_DECAP_L3_IPV6;
-	__s32 size = a->v4 ? sizeof(struct outer4) : sizeof(struct outer6);
 	int congested = (a->outer.traffic_class & 3) == 3;
-	if ((congested && !(a->in.traffic_class & 3)) ||
-	    bpf_skb_adjust_room(skb, -size, BPF_ADJ_ROOM_MAC, flags)) {
+	if ((congested && !(a->in.traffic_class & 3)) || take_out(skb, a)) {
 		count(PASSED, 1);
 		return NEXT;
 	}
@@ -156,7 +201,7 @@ inline_always int deliver(struct __sk_buff *skb, const struct config *c, const s
 	if (data + sizeof link > end)
 		goto lost;
 	__builtin_memcpy(data, &link, sizeof link);
-	count_forwarded(skb, DELIVERED_PACKETS, length);
+	count_delivered(skb, length);
 	if (direct)
 		return (int)bpf_redirect_peer(ifindex, 0);
 	return (int)bpf_redirect(c->device, BPF_F_INGRESS);
@@ -177,8 +222,17 @@ int underlay_ingress(struct __sk_buff *skb)
 	int what = read_outer(skb, c, &a);
 	if (what == OTHER)
 		return NEXT;
-	int class = a.v4 ? parse(skb, ETH_HLEN + sizeof(struct outer4), &a.in)
-			 : parse(skb, ETH_HLEN + sizeof(struct outer6), &a.in);
+	/* Offsets that the verifier knows. */
+	int class;
+	if (a.outer.ip_in_ip)
+		class = a.v4 ? parse(skb, ETH_HLEN + sizeof(struct iphdr), &a.in)
+			     : parse(skb, ETH_HLEN + sizeof(struct ipv6hdr), &a.in);
+	else
+		class = a.v4 ? parse(skb, ETH_HLEN + sizeof(struct outer4), &a.in)
+			     : parse(skb, ETH_HLEN + sizeof(struct outer6), &a.in);
+	/* Protocol 41 carries IPv6 only. */
+	if (a.outer.ip_in_ip && (class == BAD || a.in.source.family != 6))
+		return NEXT;
 	__u32 least = a.in.source.family == 4 ? sizeof(struct iphdr) : sizeof(struct ipv6hdr);
 	if (class == CONTROL && a.outer.inner_length >= least)
 		return NEXT;
@@ -188,11 +242,16 @@ int underlay_ingress(struct __sk_buff *skb)
 		count(PASSED, 1);
 		return NEXT;
 	}
-	int allowed = accepts(&a.from, &a.in.source, &a.in.destination, now);
+	__u32 slot;
+	int allowed = accepts(&a.from, &a.in.source, &a.in.destination, now, &slot);
 	if (allowed == NO) {
+		struct route *wanted = live_route(&a.in.destination, now);
+		if (a.outer.ip_in_ip && !(wanted && wanted->kind == LOCAL))
+			return NEXT;
 		count(ORIGIN_REFUSED, 1);
 		return DROP;
 	}
+	count_received(skb, slot, a.outer.inner_length);
 	struct route *r = live_route(&a.in.destination, now);
 	if (!r) {
 		count(NO_ROUTE, 1);

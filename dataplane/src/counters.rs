@@ -75,6 +75,30 @@ impl Counters {
     }
 }
 
+/// What went between this node and a neighbour, without encapsulation.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Traffic {
+    /// Whether its tunnel has no UDP at the moment.
+    pub ip_in_ip: bool,
+    /// Packets sent into its tunnel.
+    pub tunneled_packets: u64,
+    /// Their bytes.
+    pub tunneled_bytes: u64,
+    /// Packets that came from it and had a right to.
+    pub received_packets: u64,
+    /// Their bytes.
+    pub received_bytes: u64,
+}
+
+impl std::ops::AddAssign for Traffic {
+    fn add_assign(&mut self, other: Self) {
+        self.tunneled_packets += other.tunneled_packets;
+        self.tunneled_bytes += other.tunneled_bytes;
+        self.received_packets += other.received_packets;
+        self.received_bytes += other.received_bytes;
+    }
+}
+
 /// Counters at one moment.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 #[allow(missing_docs)] // as in Counters

@@ -15,7 +15,7 @@ pub mod tun;
 pub mod underlay;
 pub mod userspace;
 
-pub use counters::{Counters, Snapshot};
+pub use counters::{Counters, Snapshot, Traffic};
 pub use table::{ForwardingTable, PodInterface};
 pub use trigger::{Trigger, Triggers};
 

@@ -1,9 +1,10 @@
 //! The trait that forwarders implement.
 
+use aero_protocol::address::LinkLayerAddress;
 use aero_protocol::forwarding::Change;
 use ipnet::IpNet;
 
-use crate::counters::Snapshot;
+use crate::counters::{Snapshot, Traffic};
 
 /// A forwarding table that packets are forwarded by.
 pub trait ForwardingTable: Send + Sync {
@@ -18,6 +19,11 @@ pub trait ForwardingTable: Send + Sync {
     /// What has been forwarded and dropped since the start; by a forwarder that outlives its
     /// process, since its own start.
     fn counters(&self) -> Snapshot;
+
+    /// What went to and from each neighbour, of those that are counted apart.
+    fn traffic(&self) -> Vec<(LinkLayerAddress, Traffic)> {
+        Vec::new()
+    }
 
     /// Tells the interface behind which a prefix of this node is. It has its addresses and
     /// routes already: a forwarder that can take a shorter way than the node's network layer

@@ -26,6 +26,7 @@ use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinSet;
 
 use crate::counters::{Counters, Snapshot};
+use crate::ebpf::ip_in_ip::IpInIp;
 use crate::table::ForwardingTable;
 use crate::trigger::{Trigger, Triggers};
 use crate::underlay::{Underlay, UnderlayError};
@@ -82,6 +83,8 @@ pub struct Forwarder {
     device: Option<tun::AsyncDevice>,
     control: mpsc::Sender<Control>,
     triggers: OnceLock<Triggers>,
+    ip_in_ip: OnceLock<Arc<IpInIp>>,
+    ip_in_ip_opened: Notify,
 }
 
 impl Forwarder {
@@ -113,6 +116,8 @@ impl Forwarder {
             device,
             control,
             triggers: OnceLock::new(),
+            ip_in_ip: OnceLock::new(),
+            ip_in_ip_opened: Notify::new(),
             config,
         })
     }
@@ -130,6 +135,18 @@ impl Forwarder {
         if let Some(triggers) = self.triggers.get() {
             triggers.offer(inner, packet, Instant::now());
         }
+    }
+
+    /// From now on takes in what comes without UDP, too. False if it did already.
+    pub(crate) fn serve_ip_in_ip(&self, sockets: IpInIp) -> bool {
+        let first = self.ip_in_ip.set(Arc::new(sockets)).is_ok();
+        self.ip_in_ip_opened.notify_one();
+        first
+    }
+
+    /// The tunnels without UDP, if there are any.
+    pub(crate) fn ip_in_ip(&self) -> Option<&IpInIp> {
+        self.ip_in_ip.get().map(Arc::as_ref)
     }
 
     /// Forwards until the future is dropped.
@@ -150,6 +167,8 @@ impl Forwarder {
         }
         let this = Arc::clone(&self);
         tasks.spawn(async move { this.serve_probes().await });
+        let this = Arc::clone(&self);
+        tasks.spawn(async move { this.await_ip_in_ip().await });
         let this = Arc::clone(&self);
         tasks.spawn(async move {
             loop {
@@ -213,10 +232,41 @@ impl Forwarder {
                     continue;
                 }
             };
-            match classify(packet) {
-                Class::Control => self.receive_control(from, packet),
-                Class::Data => self.ingress(from, packet, outer).await,
-                Class::Other => self.counters.dropped(Drop::Malformed),
+            self.arrived(from, packet, outer).await;
+        }
+    }
+
+    /// A packet out of a tunnel of whatever form.
+    async fn arrived(&self, from: LinkLayerAddress, packet: &mut [u8], outer: Outer) {
+        match classify(packet) {
+            Class::Control => self.receive_control(from, packet),
+            Class::Data => self.ingress(from, packet, outer).await,
+            Class::Other => self.counters.dropped(Drop::Malformed),
+        }
+    }
+
+    /// Takes in what comes without UDP, from when somebody wants that.
+    async fn await_ip_in_ip(self: Arc<Self>) -> io::Result<()> {
+        while self.ip_in_ip.get().is_none() {
+            self.ip_in_ip_opened.notified().await;
+        }
+        let sockets = self.ip_in_ip.get().map_or(0, |i| i.len());
+        let mut tasks = JoinSet::new();
+        for n in 0..sockets {
+            let this = Arc::clone(&self);
+            tasks.spawn(async move { this.serve_ip_in_ip_socket(n).await });
+        }
+        while tasks.join_next().await.is_some() {}
+        std::future::pending().await
+    }
+
+    async fn serve_ip_in_ip_socket(&self, n: usize) {
+        let Some(ip_in_ip) = self.ip_in_ip() else { return };
+        let mut buffer = vec![0; DATAGRAM];
+        loop {
+            let Ok((from, range, outer)) = ip_in_ip.receive(n, &mut buffer).await else { continue };
+            if let Some(packet) = buffer.get_mut(range) {
+                self.arrived(from, packet, outer).await;
             }
         }
     }
@@ -224,6 +274,9 @@ impl Forwarder {
     fn receive_control(&self, from: LinkLayerAddress, packet: &[u8]) {
         self.counters.control_packets.fetch_add(1, Relaxed);
         let now = Instant::now();
+        if self.ip_in_ip().is_some_and(|i| i.received_control(packet)) {
+            return;
+        }
         if self.look(|state| state.paths.awaits(from))
             && self.change(|state| state.paths.received_control(from, packet, now))
         {

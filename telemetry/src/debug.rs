@@ -49,6 +49,26 @@ pub struct NodeReport {
     pub clients: Vec<ClientReport>,
     /// What it has forwarded and dropped.
     pub counters: Counters,
+    /// What went to and from its neighbours, of those that are counted apart.
+    pub neighbors: Vec<NeighborTraffic>,
+}
+
+/// What went between a node and a neighbour.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct NeighborTraffic {
+    /// Underlay address and port.
+    pub address: String,
+    /// Whether its tunnel has no UDP at the moment.
+    pub ip_in_ip: bool,
+    /// Packets sent into its tunnel.
+    pub tunneled_packets: u64,
+    /// Their bytes, without encapsulation.
+    pub tunneled_bytes: u64,
+    /// Packets that came from it and had a right to.
+    pub received_packets: u64,
+    /// Their bytes, without encapsulation.
+    pub received_bytes: u64,
 }
 
 /// A Server as an agent sees it.

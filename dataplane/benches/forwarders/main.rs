@@ -13,6 +13,7 @@ mod load;
 mod net;
 mod report;
 mod topology;
+mod wireguard;
 
 use std::path::PathBuf;
 

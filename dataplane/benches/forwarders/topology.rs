@@ -2,34 +2,44 @@
 
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use aero_dataplane::ebpf::{Ebpf, Hooks, Options};
 use aero_dataplane::userspace::Forwarder;
 use aero_dataplane::{ForwardingTable, PodInterface, tun, underlay};
 use aero_protocol::address::LinkLayerAddress;
 use aero_protocol::forwarding::{Change, NextHop, Route};
+use aero_protocol::tunnel::ip_in_ip::Proof;
 use tokio::sync::mpsc;
 
 use super::net::{NODE_MAC, Netns, POD_MAC};
+use super::wireguard::Wireguard;
 
 /// What carries packets from node to node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Variant {
     Plain,
     Vxlan,
+    Wireguard,
     Userspace,
+    /// Tunnels with UDP.
     Ebpf,
+    /// Tunnels without, as between agents whose probes get through.
+    IpInIp,
 }
 
 impl Variant {
-    pub const ALL: [Self; 4] = [Self::Plain, Self::Vxlan, Self::Userspace, Self::Ebpf];
+    pub const ALL: [Self; 6] =
+        [Self::Plain, Self::Vxlan, Self::Wireguard, Self::Userspace, Self::Ebpf, Self::IpInIp];
 
     pub fn label(self) -> &'static str {
         match self {
             Self::Plain => "plain",
             Self::Vxlan => "vxlan",
             Self::Userspace => "userspace",
+            Self::Wireguard => "wireguard-go",
             Self::Ebpf => "ebpf-udp",
+            Self::IpInIp => "ebpf-ipip",
         }
     }
 
@@ -38,7 +48,8 @@ impl Variant {
         match self {
             Self::Plain => 0,
             Self::Vxlan => 50,
-            Self::Userspace | Self::Ebpf => 28,
+            Self::Wireguard => 80,
+            Self::Userspace | Self::Ebpf | Self::IpInIp => 28,
         }
     }
 }
@@ -70,6 +81,7 @@ const PORT: u16 = 8061;
 pub struct Path {
     pub variant: Variant,
     pub pods: [Netns; 2],
+    _wireguard: Option<Wireguard>,
     _nodes: [Netns; 2],
     running: Vec<Running>,
 }
@@ -99,7 +111,7 @@ fn node_address(n: usize) -> IpAddr {
 
 impl Path {
     pub fn new(variant: Variant, underlay: Underlay) -> anyhow::Result<Self> {
-        let name = |what: &str, n: usize| format!("{}{what}{n}", &variant.label()[..2]);
+        let name = |what: &str, n: usize| format!("{}{what}{n}", variant as usize);
         let nodes = [Netns::new(&name("n", 1))?, Netns::new(&name("n", 2))?];
         let pods = [Netns::new(&name("p", 1))?, Netns::new(&name("p", 2))?];
         let inner = MTU - variant.overhead();
@@ -131,22 +143,26 @@ impl Path {
                     node.ip(&format!("route add {far} via fd99::{other} dev u0"))?;
                 }
                 Variant::Vxlan => vxlan(node, own, other, inner, &far)?,
-                Variant::Userspace | Variant::Ebpf => {}
+                Variant::Wireguard | Variant::Userspace | Variant::Ebpf | Variant::IpInIp => {}
             }
         }
         let mut running = Vec::new();
-        if matches!(variant, Variant::Userspace | Variant::Ebpf) {
+        if matches!(variant, Variant::Userspace | Variant::Ebpf | Variant::IpInIp) {
             for (n, node) in nodes.iter().enumerate() {
-                running.push(forward(node, n, variant == Variant::Ebpf, inner)?);
+                running.push(forward(node, n, variant, inner)?);
             }
         }
-        Ok(Self { variant, pods, _nodes: nodes, running })
+        let wireguard = match variant {
+            Variant::Wireguard => Some(Wireguard::start(&nodes, inner)?),
+            _ => None,
+        };
+        Ok(Self { variant, pods, _wireguard: wireguard, _nodes: nodes, running })
     }
 
     /// The kernel's table on the first node, and the path of its routes' pin.
     pub fn table(&self) -> Option<(&Ebpf, &'static str)> {
         let ebpf = self.running.first()?.ebpf.as_deref()?;
-        Some((ebpf, "/sys/fs/bpf/aero/v1/agent-0/routes"))
+        Some((ebpf, "/sys/fs/bpf/aero/v2/ebpf-udp-0/routes"))
     }
 }
 
@@ -189,7 +205,7 @@ fn vxlan(node: &Netns, own: usize, other: usize, mtu: u16, far: &str) -> anyhow:
     node.exec("bridge", &entry).map(drop)
 }
 
-fn forward(node: &Netns, n: usize, in_kernel: bool, mtu: u16) -> anyhow::Result<Running> {
+fn forward(node: &Netns, n: usize, variant: Variant, mtu: u16) -> anyhow::Result<Running> {
     node.inside(|| {
         let mut builder = tokio::runtime::Builder::new_multi_thread();
         let runtime = builder.worker_threads(2).enable_all().build()?;
@@ -201,10 +217,10 @@ fn forward(node: &Netns, n: usize, in_kernel: bool, mtu: u16) -> anyhow::Result<
         node.ip(&format!("route add {far} dev aero0"))?;
         let (sender, _control) = mpsc::channel(64);
         let userspace = Forwarder::new(sockets, Some(device), sender);
-        let ebpf = if in_kernel {
+        let ebpf = if variant != Variant::Userspace {
             let options = Options {
                 root: "/sys/fs/bpf/aero".into(),
-                name: format!("agent-{n}"),
+                name: format!("{}-{n}", variant.label()),
                 addresses: vec![node_address(n)],
                 port: PORT,
                 device: Some("aero0".into()),
@@ -236,6 +252,16 @@ fn forward(node: &Netns, n: usize, in_kernel: bool, mtu: u16) -> anyhow::Result<
             mac: POD_MAC,
             node_mac: NODE_MAC,
         });
+        if let Some(ebpf) = &ebpf
+            && variant == Variant::IpInIp
+        {
+            let until = Instant::now() + Duration::from_secs(3600);
+            let (source, destination) = (own.parse()?, far.parse()?);
+            table.apply(&Change::SetDirect { source, destination, to: peer, until });
+            ebpf.prove(Proof { neighbor: peer, until });
+            let ebpf = Arc::clone(ebpf);
+            runtime.spawn(async move { ebpf.run().await });
+        }
         runtime.spawn(userspace.run());
         drop(guard);
         Ok(Running { ebpf, _runtime: runtime })

@@ -1,6 +1,7 @@
 //! Direct paths in the kernel, draft -48 sections 3.6 and 3.11: each for a pair of an own prefix
 //! and a correspondent's. Which ones are wanted, and which ones are used, the programs tell.
 
+use std::collections::HashSet;
 use std::io;
 use std::time::Instant;
 
@@ -42,17 +43,49 @@ impl State {
         to: LinkLayerAddress,
         until: Instant,
     ) {
-        let set = self.maps.set_direct(source, destination, to, until);
+        let slot = self.slots.hold(to, Instant::now());
+        let set = self.maps.set_direct(source, destination, (to, slot), until);
         set.unwrap_or_else(|e| complain("direct paths", &e));
-        self.direct.insert((source, destination), until);
+        if let Some((_, before)) = self.direct.insert((source, destination), (until, to)) {
+            self.release([before]);
+        }
         if let Some(inherited) = &mut self.inherited {
             inherited.direct.remove(&(source, destination));
         }
     }
 
     pub(super) fn remove_direct(&mut self, source: IpNet, destination: IpNet) {
-        self.direct.remove(&(source, destination));
         self.maps.remove_direct(source, destination);
+        if let Some((_, to)) = self.direct.remove(&(source, destination)) {
+            self.release([to]);
+        }
+    }
+
+    /// Neighbours with a direct path that has carried something since the last call.
+    pub(super) fn take_active(&mut self) -> Vec<LinkLayerAddress> {
+        let neighbors: HashSet<LinkLayerAddress> =
+            self.direct.values().map(|(_, to)| *to).collect();
+        let mut active = Vec::new();
+        for neighbor in neighbors {
+            let slot = self.slots.of(neighbor);
+            if slot == 0 {
+                continue;
+            }
+            let packets = self.maps.traffic(slot).tunneled_packets;
+            if self.sent.insert(neighbor, packets).unwrap_or(0) < packets {
+                active.push(neighbor);
+            }
+        }
+        active
+    }
+
+    /// A neighbour gets IP-in-IP for a while.
+    pub(super) fn prove(&mut self, neighbor: LinkLayerAddress, until: Instant) {
+        let slot = self.slots.of(neighbor);
+        if slot != 0 {
+            let set = self.maps.prove(slot, until);
+            set.unwrap_or_else(|e| complain("proofs", &e));
+        }
     }
 
     pub(super) fn take_used(&mut self) -> Vec<(IpNet, IpNet)> {

@@ -9,6 +9,7 @@ use aya::maps::lpm_trie::Key;
 use ipnet::IpNet;
 use nix::time::{ClockId, clock_gettime};
 
+use crate::counters::Traffic;
 use crate::trigger::Trigger;
 
 /// `struct l2`.
@@ -28,7 +29,9 @@ pub type DirectKey = [u8; 44];
 /// `struct direct`.
 pub type DirectValue = [u8; 40];
 /// `struct config`.
-pub type ConfigValue = [u8; 64];
+pub type ConfigValue = [u8; 72];
+/// `struct traffic`.
+pub type TrafficValue = [u8; 32];
 /// `struct pod`.
 pub type PodValue = [u8; 32];
 
@@ -79,6 +82,11 @@ fn monotonic() -> Duration {
     clock_gettime(ClockId::CLOCK_MONOTONIC).map(Duration::from).unwrap_or_default()
 }
 
+/// Whether a time on the programs' clock is yet to come.
+pub fn is_ahead(time: u64) -> bool {
+    u128::from(time) > monotonic().as_nanos()
+}
+
 /// A time on the programs' clock, in nanoseconds; 0 for none.
 pub fn until(time: Option<Instant>) -> u64 {
     let Some(time) = time else { return 0 };
@@ -93,6 +101,15 @@ pub fn until(time: Option<Instant>) -> u64 {
 /// An outer address.
 pub fn l2(address: LinkLayerAddress) -> L2 {
     Writer::new().put(&address.ip_octets()).put(&address.port.to_be_bytes()).bytes
+}
+
+/// An outer address in a value, with the neighbour's slot.
+fn l2_with(address: LinkLayerAddress, slot: u16) -> L2 {
+    Writer::new()
+        .put(&address.ip_octets())
+        .put(&address.port.to_be_bytes())
+        .put(&slot.to_ne_bytes())
+        .bytes
 }
 
 /// Reads an outer address.
@@ -167,12 +184,17 @@ pub fn read_direct_key(key: &Key<DirectKey>) -> Option<(IpNet, IpNet)> {
     Some((read_prefix_bytes(own_bits, &own)?, read_prefix_bytes(bits, data.get(24..)?)?))
 }
 
-/// A direct path.
-pub fn direct(destination: IpNet, to: LinkLayerAddress, end: Instant, used: bool) -> DirectValue {
+/// A direct path to a neighbour, who has a slot.
+pub fn direct(
+    destination: IpNet,
+    (to, slot): (LinkLayerAddress, u16),
+    end: Instant,
+    used: bool,
+) -> DirectValue {
     let (bits, _) = prefix_bytes(destination);
     let bits = DIRECT_BITS - FAMILY_BITS + bits;
     Writer::new()
-        .put(&l2(to))
+        .put(&l2_with(to, slot))
         .put(&bits.to_ne_bytes())
         .put(&until(Some(end)).to_ne_bytes())
         .put(&u32::from(used).to_ne_bytes())
@@ -225,12 +247,12 @@ pub struct Behind {
     pub node_mac: [u8; 6],
 }
 
-/// A route, and for a local one where it is.
-pub fn route(prefix: IpNet, route: &Route, behind: Option<Behind>) -> RouteValue {
+/// A route, and for a local one where it is, for one to a neighbour its slot.
+pub fn route(prefix: IpNet, route: &Route, behind: Option<Behind>, slot: u16) -> RouteValue {
     let (bits, _) = prefix_bytes(prefix);
     let (kind, to) = match route.to {
         NextHop::Local => (LOCAL, [0; 20]),
-        NextHop::Neighbor(to) => (NEIGHBOR, l2(to)),
+        NextHop::Neighbor(to) => (NEIGHBOR, l2_with(to, slot)),
         NextHop::Unreachable => (UNREACHABLE, [0; 20]),
     };
     let behind = behind.filter(|_| kind == LOCAL);
@@ -267,13 +289,19 @@ pub fn read_route(value: &RouteValue) -> Option<Was> {
     Some(Was::Local((ifindex != 0).then_some(Behind { ifindex, mac, node_mac })))
 }
 
-/// Who may send inner sources of a prefix, each until when.
-pub fn source(prefix: IpNet, senders: &[(LinkLayerAddress, Option<Instant>)]) -> SourceValue {
+/// Who may send inner sources of a prefix, each until when; with their slots.
+pub fn source(
+    prefix: IpNet,
+    senders: &[(LinkLayerAddress, Option<Instant>)],
+    slot: impl Fn(LinkLayerAddress) -> u16,
+) -> SourceValue {
     let (bits, _) = prefix_bytes(prefix);
     let mut writer = Writer::new();
     for n in 0..SENDERS {
         writer = match senders.get(n) {
-            Some((from, end)) => writer.put(&l2(*from)).skip(4).put(&until(*end).to_ne_bytes()),
+            Some((from, end)) => {
+                writer.put(&l2_with(*from, slot(*from))).skip(4).put(&until(*end).to_ne_bytes())
+            }
             None => writer.skip(32),
         };
     }
@@ -315,6 +343,8 @@ pub struct Config {
     pub ttl_step: u8,
     /// Whether packets that want a direct path are told of.
     pub tells: bool,
+    /// Whether IP-in-IP leads to this forwarder.
+    pub ip_in_ip: bool,
     /// When the programs stop if nobody sets this again.
     pub until: Option<Instant>,
 }
@@ -333,8 +363,23 @@ pub fn config(c: &Config) -> ConfigValue {
         .put(&c.v6.map_or(0, |(_, d)| d).to_ne_bytes())
         .put(&u32::from(c.tells).to_ne_bytes())
         .put(&u32::from(c.ttl_step).to_ne_bytes())
+        .put(&u32::from(c.ip_in_ip).to_ne_bytes())
+        .skip(4)
         .put(&until(c.until).to_ne_bytes())
         .bytes
+}
+
+/// Reads `struct traffic`, of one processor.
+pub fn read_traffic(value: &TrafficValue) -> Traffic {
+    let mut words = value.chunks_exact(8).map(|w| w.try_into().map_or(0, u64::from_ne_bytes));
+    let mut next = || words.next().unwrap_or(0);
+    Traffic {
+        ip_in_ip: false,
+        tunneled_packets: next(),
+        tunneled_bytes: next(),
+        received_packets: next(),
+        received_bytes: next(),
+    }
 }
 
 /// A port as a key: in network order, as in packets.
@@ -366,7 +411,7 @@ mod tests {
         let prefix = "2001:db8:1:2::/64".parse().unwrap();
         let behind = Behind { ifindex: 7, mac: [1; 6], node_mac: [2; 6] };
         let local = Route { to: NextHop::Local, transit: false, until: None };
-        let was = |r: &Route, b| read_route(&route(prefix, r, b));
+        let was = |r: &Route, b| read_route(&route(prefix, r, b, 7));
         assert_eq!(was(&local, Some(behind)), Some(Was::Local(Some(behind))));
         assert_eq!(was(&local, None), Some(Was::Local(None)));
         let peer: std::net::SocketAddr = "192.0.2.1:8060".parse().unwrap();

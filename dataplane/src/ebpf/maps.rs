@@ -8,14 +8,18 @@ use aero_protocol::address::LinkLayerAddress;
 use aero_protocol::forwarding::Drop;
 use aya::Ebpf;
 use aya::maps::lpm_trie::LpmTrie;
-use aya::maps::{Array, HashMap, Map as AnyMap, MapData, MapError, PerCpuArray, RingBuf};
+use aya::maps::{
+    Array, HashMap, Map as AnyMap, MapData, MapError, PerCpuArray, PerCpuValues, RingBuf,
+};
 use ipnet::IpNet;
 
-use crate::counters::Snapshot;
+use crate::counters::{Snapshot, Traffic};
+
+use super::slots::Slots;
 
 use super::layout::{
     self, Config, ConfigValue, DirectKey, DirectValue, HandoverKey, HandoverValue, L2, PodValue,
-    Prefix, RouteValue, SourceValue, Was,
+    Prefix, RouteValue, SourceValue, TrafficValue, Was,
 };
 
 /// `enum counter` of `bpf/table.h`: the reasons, in its order.
@@ -42,15 +46,17 @@ pub(super) struct Inherited {
 
 pub(super) struct Maps {
     config: Array<MapData, ConfigValue>,
-    routes: LpmTrie<MapData, Prefix, RouteValue>,
-    sources: LpmTrie<MapData, Prefix, SourceValue>,
-    peers: HashMap<MapData, L2, u32>,
-    handovers: LpmTrie<MapData, HandoverKey, HandoverValue>,
-    direct: LpmTrie<MapData, DirectKey, DirectValue>,
+    pub(super) routes: LpmTrie<MapData, Prefix, RouteValue>,
+    pub(super) sources: LpmTrie<MapData, Prefix, SourceValue>,
+    pub(super) peers: HashMap<MapData, L2, u32>,
+    pub(super) handovers: LpmTrie<MapData, HandoverKey, HandoverValue>,
+    pub(super) direct: LpmTrie<MapData, DirectKey, DirectValue>,
     wanted: Option<RingBuf<MapData>>,
-    pods: HashMap<MapData, u32, PodValue>,
+    pub(super) pods: HashMap<MapData, u32, PodValue>,
     ports: HashMap<MapData, u32, u32>,
     counters: PerCpuArray<MapData, u64>,
+    proven: Array<MapData, u64>,
+    neighbors: PerCpuArray<MapData, TrafficValue>,
 }
 
 impl Maps {
@@ -70,6 +76,8 @@ impl Maps {
             pods: map("pods")?.try_into()?,
             ports: map("ports")?.try_into()?,
             counters: map("counters")?.try_into()?,
+            proven: map("proven")?.try_into()?,
+            neighbors: map("neighbors")?.try_into()?,
         })
     }
 
@@ -96,16 +104,19 @@ impl Maps {
         &mut self,
         prefix: IpNet,
         senders: &[(LinkLayerAddress, Option<Instant>)],
+        slots: &Slots,
     ) -> Result<(), MapError> {
-        self.sources.insert(&layout::prefix(prefix), layout::source(prefix, senders), 0)
+        let value = layout::source(prefix, senders, |l2| slots.of(l2));
+        self.sources.insert(&layout::prefix(prefix), value, 0)
     }
 
     pub fn remove_source(&mut self, prefix: IpNet) {
         let _ = self.sources.remove(&layout::prefix(prefix));
     }
 
-    pub fn set_peer(&mut self, peer: LinkLayerAddress, is: u32) -> Result<(), MapError> {
-        self.peers.insert(layout::l2(peer), is, 0)
+    /// `is` in the lower half, the slot in the upper.
+    pub fn set_peer(&mut self, peer: LinkLayerAddress, is: u32, slot: u16) -> Result<(), MapError> {
+        self.peers.insert(layout::l2(peer), is | u32::from(slot) << 16, 0)
     }
 
     pub fn remove_peer(&mut self, peer: LinkLayerAddress) {
@@ -129,7 +140,7 @@ impl Maps {
         &mut self,
         source: IpNet,
         destination: IpNet,
-        to: LinkLayerAddress,
+        to: (LinkLayerAddress, u16),
         until: Instant,
     ) -> Result<(), MapError> {
         // That it was used since the last question stays so.
@@ -157,6 +168,33 @@ impl Maps {
         let key = layout::direct_key(source, destination);
         let _ = self.direct.insert(&key, layout::unused(value), 0);
         true
+    }
+
+    /// Until when a neighbour gets IP-in-IP.
+    pub fn prove(&mut self, slot: u16, until: Instant) -> Result<(), MapError> {
+        self.proven.set(u32::from(slot), layout::until(Some(until)), 0)
+    }
+
+    /// That nothing is known about who has a slot.
+    pub fn reset(&mut self, slot: u16) {
+        let nothing = vec![[0; 32]; aya::util::nr_cpus().unwrap_or(1)];
+        let _ = self.proven.set(u32::from(slot), 0, 0);
+        if let Ok(nothing) = PerCpuValues::try_from(nothing) {
+            let _ = self.neighbors.set(u32::from(slot), nothing, 0);
+        }
+    }
+
+    /// What went to and from who has a slot: the sum over the processors.
+    pub fn traffic(&self, slot: u16) -> Traffic {
+        let mut sum = Traffic::default();
+        if let Ok(values) = self.neighbors.get(&u32::from(slot), 0) {
+            for value in values.iter() {
+                sum += layout::read_traffic(value);
+            }
+        }
+        let until = self.proven.get(&u32::from(slot), 0).unwrap_or(0);
+        sum.ip_in_ip = layout::is_ahead(until);
+        sum
     }
 
     /// The packets that want a direct path; once.

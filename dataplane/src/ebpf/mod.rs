@@ -14,11 +14,15 @@
 //! Entries that have run out are ignored by the programs themselves, by the kernel's clock, so an
 //! AcceptTime holds with no process to enforce it. [`Ebpf::run`] only gives the memory back.
 
+mod carry;
 mod direct;
 mod hooks;
+pub(crate) mod ip_in_ip;
 mod layout;
 mod maps;
 mod node;
+mod slots;
+mod state;
 
 use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
@@ -27,22 +31,26 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use aero_protocol::address::LinkLayerAddress;
-use aero_protocol::forwarding::{Change, NextHop, Route};
-use aya::programs::{SchedClassifier, TcAttachType};
+use aero_protocol::forwarding::{Change, Route};
+use aero_protocol::tunnel::ip_in_ip::{PROBE_EVERY, Proof};
+use aya::programs::TcAttachType;
 use aya::{Ebpf as Object, EbpfLoader};
 use ipnet::IpNet;
 
-use crate::counters::Snapshot;
+use crate::counters::{Snapshot, Traffic};
 use crate::table::{ForwardingTable, PodInterface};
 use crate::trigger::Trigger;
 use crate::userspace::Forwarder;
 pub use hooks::Hooks;
 use hooks::{Attached, cause};
-use layout::{Behind, Config, Was};
+use ip_in_ip::IpInIp;
+use layout::{Behind, Config};
 use maps::{Inherited, Maps};
+use slots::Slots;
+use tokio::sync::mpsc;
 
 /// Version of the maps' layout. A change of `bpf/table.h` is a new one.
-const LAYOUT: &str = "v1";
+const LAYOUT: &str = "v2";
 /// What an earlier process has left and this one has not set again goes after this time: longer
 /// than a lease (40 s) takes to be renewed or lost.
 const INHERITED: Duration = Duration::from_secs(60);
@@ -145,7 +153,10 @@ struct State {
     ending: HashSet<IpNet>,
     peers: HashMap<LinkLayerAddress, u32>,
     handovers: HashMap<(LinkLayerAddress, IpNet), Instant>,
-    direct: HashMap<(IpNet, IpNet), Instant>,
+    direct: HashMap<(IpNet, IpNet), (Instant, LinkLayerAddress)>,
+    slots: Slots,
+    /// What neighbours with a direct path had been sent when that was last looked at.
+    sent: HashMap<LinkLayerAddress, u64>,
     pods: HashMap<String, (IpNet, Behind)>,
     /// As an earlier one did, until that is no longer of interest.
     inherited: Option<Inherited>,
@@ -176,6 +187,7 @@ impl Ebpf {
             .load(OBJECT)
             .map_err(doing("making the maps"))?;
         let mut maps = Maps::take(&mut object).map_err(doing("opening the maps"))?;
+        carry::carry(&options, &mut maps);
         let inherited = maps.inherited();
         let (config, devices) = node::configuration(&options)?;
         maps.set_config(&config).map_err(doing("setting up the programs"))?;
@@ -193,6 +205,8 @@ impl Ebpf {
             peers: HashMap::new(),
             handovers: HashMap::new(),
             direct: HashMap::new(),
+            slots: Slots::default(),
+            sent: HashMap::new(),
             pods: HashMap::new(),
             inherited: Some(inherited),
             since: Instant::now(),
@@ -223,7 +237,9 @@ impl Ebpf {
     /// If the programs cannot be listened to.
     pub async fn run(&self) -> std::io::Result<()> {
         let mut wanting = self.wanting()?;
+        let mut proofs = self.probe_ip_in_ip();
         let mut sweep = tokio::time::interval(SWEEP);
+        let mut look = tokio::time::interval(PROBE_EVERY / 2);
         loop {
             let told = async {
                 match &mut wanting {
@@ -231,8 +247,24 @@ impl Ebpf {
                     None => std::future::pending().await,
                 }
             };
+            let proved = async {
+                match &mut proofs {
+                    Some(proofs) => proofs.recv().await,
+                    None => std::future::pending().await,
+                }
+            };
             tokio::select! {
                 _ = sweep.tick() => self.sweep(Instant::now()),
+                _ = look.tick() => {
+                    if let Some(ip_in_ip) = self.userspace.ip_in_ip() {
+                        ip_in_ip.used(self.state().take_active().into_iter());
+                    }
+                }
+                proof = proved => {
+                    if let Some(Proof { neighbor, until }) = proof {
+                        self.state().prove(neighbor, until);
+                    }
+                }
                 told = told => {
                     let Trigger { inner, packet } = told?;
                     self.userspace.trigger(inner, &packet);
@@ -252,6 +284,36 @@ impl Ebpf {
             let config = state.config.clone();
             state.maps.set_config(&config).unwrap_or_else(|e| complain("config", &e));
         }
+    }
+
+    /// From now on neighbours are asked whether they get IP-in-IP, and are served if they ask.
+    /// `None`, and UDP for all, if there is no device to deliver to, or no raw socket to be had.
+    fn probe_ip_in_ip(&self) -> Option<mpsc::Receiver<Proof>> {
+        // A Server's or a Relay's neighbours have their own ports, and it may share the node.
+        self.options.device.as_ref()?;
+        let mut state = self.state();
+        let v4 = state.config.v4.map(|(a, _)| IpAddr::V4(a));
+        let v6 = state.config.v6.map(|(a, _)| IpAddr::V6(a));
+        let addresses = v4.into_iter().chain(v6);
+        let (sockets, proofs) = match IpInIp::open(addresses, self.options.port) {
+            Ok(opened) => opened,
+            Err(why) => {
+                tracing::info!("tunnels are UDP only, IP-in-IP needs CAP_NET_RAW: {why}");
+                return None;
+            }
+        };
+        if !self.userspace.serve_ip_in_ip(sockets) {
+            return None;
+        }
+        state.config.ip_in_ip = true;
+        let config = state.config.clone();
+        state.maps.set_config(&config).unwrap_or_else(|e| complain("config", &e));
+        Some(proofs)
+    }
+
+    /// What is known for certain about a path, as if a probe had been answered.
+    pub fn prove(&self, proof: Proof) {
+        self.state().prove(proof.neighbor, proof.until);
     }
 
     /// Takes the programs off and forgets the table: for an uninstall, and for a Server that
@@ -275,13 +337,15 @@ pub fn remove(options: &Options) {
         }
     }
     let _ = std::fs::remove_dir_all(&directory);
-    // The last one turns off the light.
-    let others =
-        |d: &Path| std::fs::read_dir(d).into_iter().flatten().flatten().any(|e| e.path().is_dir());
-    let version = options.root.join(LAYOUT);
-    if !others(&version) {
-        let _ = std::fs::remove_dir_all(&version);
-        let _ = std::fs::remove_dir(&options.root);
+    forget_if_last(&options.root.join(LAYOUT));
+    let _ = std::fs::remove_dir(&options.root);
+}
+
+/// What the forwarders of one layout share goes with the last of them.
+fn forget_if_last(layout: &Path) {
+    let mut entries = std::fs::read_dir(layout).into_iter().flatten().flatten();
+    if !entries.any(|e| e.path().is_dir()) {
+        let _ = std::fs::remove_dir_all(layout);
     }
 }
 
@@ -291,201 +355,13 @@ fn remove_other_layouts(options: &Options) {
         let old = entry.path().join(&options.name);
         if entry.file_name() != LAYOUT && old.is_dir() {
             let _ = std::fs::remove_dir_all(old);
+            forget_if_last(&entry.path());
         }
     }
 }
 
 fn complain(what: &str, error: &dyn std::error::Error) {
     tracing::error!("the kernel did not take a change of its {what}: {}", cause(error));
-}
-
-impl State {
-    fn program(&mut self, name: &str) -> Result<&mut SchedClassifier, Unavailable> {
-        let missing = || Unavailable::Kernel { what: "loading the programs", why: name.into() };
-        let program = self.object.program_mut(name).ok_or_else(missing)?;
-        program.try_into().map_err(doing("loading the programs"))
-    }
-
-    fn attach(&mut self, name: &str, device: &str, way: TcAttachType) -> Result<(), String> {
-        let program = self.object.program_mut(name).ok_or("there is no such program")?;
-        let program = program.try_into().map_err(|e| cause(&e))?;
-        self.attached.attach(program, device, way)
-    }
-
-    /// The interface that a prefix is behind. Until it is told this process goes by what the one
-    /// before it knew, or packets would take turns between the short way and the long one.
-    fn behind(&self, prefix: IpNet) -> Option<Behind> {
-        let told = self.pods.values().find(|(p, _)| *p == prefix).map(|(_, b)| *b);
-        told.or_else(|| match self.inherited.as_ref()?.routes.get(&prefix)? {
-            Was::Local(behind) => behind.filter(|b| node::name_of(b.ifindex).is_some()),
-            Was::ToNeighbor => None,
-        })
-    }
-
-    fn set_route(&mut self, prefix: IpNet, route: Route) {
-        let value = layout::route(prefix, &route, self.behind(prefix));
-        self.maps.set_route(prefix, value).unwrap_or_else(|e| complain("routes", &e));
-        match route.to {
-            NextHop::Local => drop(self.locals.insert(prefix, route)),
-            NextHop::Neighbor(_) | NextHop::Unreachable => drop(self.locals.remove(&prefix)),
-        }
-        match route.until {
-            Some(until) => drop(self.routes.insert(prefix, until)),
-            None => drop(self.routes.remove(&prefix)),
-        }
-        if let Some(inherited) = &mut self.inherited {
-            inherited.routes.remove(&prefix);
-        }
-    }
-
-    fn add_peer(&mut self, peer: LinkLayerAddress, is: u32) {
-        let all = self.peers.entry(peer).or_default();
-        *all |= is;
-        self.maps.set_peer(peer, *all).unwrap_or_else(|e| complain("peers", &e));
-        if let Some(inherited) = &mut self.inherited {
-            inherited.peers.remove(&peer);
-        }
-    }
-
-    fn set_source(&mut self, prefix: IpNet, senders: Senders) {
-        let set = self.maps.set_source(prefix, &senders);
-        set.unwrap_or_else(|e| complain("sources", &e));
-        if senders.iter().any(|(_, until)| until.is_some()) {
-            self.ending.insert(prefix);
-        } else {
-            self.ending.remove(&prefix);
-        }
-        self.sources.insert(prefix, senders);
-        if let Some(inherited) = &mut self.inherited {
-            inherited.sources.remove(&prefix);
-        }
-    }
-
-    fn remove_route(&mut self, prefix: IpNet) {
-        // An engine that has just started has no Server yet and says so. What the last one knew
-        // is better than nothing, for a while.
-        let inherited = self.inherited.as_ref().and_then(|i| i.routes.get(&prefix));
-        if inherited == Some(&Was::ToNeighbor) {
-            return;
-        }
-        self.locals.remove(&prefix);
-        self.routes.remove(&prefix);
-        self.maps.remove_route(prefix);
-    }
-
-    fn apply(&mut self, change: &Change) {
-        match change {
-            Change::SetRoute { prefix, route } => self.set_route(prefix.trunc(), *route),
-            Change::RemoveRoute { prefix } => self.remove_route(prefix.trunc()),
-            Change::AddPeer(peer) => self.add_peer(*peer, layout::PEER),
-            Change::AddRelay(peer) => self.add_peer(*peer, layout::PEER | layout::RELAY),
-            Change::AddAgent(peer) => self.add_peer(*peer, layout::AGENT),
-            Change::RemovePeer(peer) => {
-                self.peers.remove(peer);
-                self.maps.remove_peer(*peer);
-            }
-            Change::SetSource { prefix, from, until } => {
-                self.set_source(prefix.trunc(), vec![(*from, *until)]);
-            }
-            Change::AddSource { prefix, from, until } => {
-                let prefix = prefix.trunc();
-                let mut senders = self.sources.get(&prefix).cloned().unwrap_or_default();
-                senders.retain(|(l2, _)| l2 != from);
-                senders.push((*from, *until));
-                self.set_source(prefix, senders);
-            }
-            Change::RemoveSource { prefix } => {
-                self.sources.remove(&prefix.trunc());
-                self.ending.remove(&prefix.trunc());
-                self.maps.remove_source(prefix.trunc());
-            }
-            Change::SetHandover { prefix, from, until } => {
-                let prefix = prefix.trunc();
-                let set = self.maps.set_handover(*from, prefix, *until);
-                set.unwrap_or_else(|e| complain("hand-overs", &e));
-                self.handovers.insert((*from, prefix), *until);
-                if let Some(inherited) = &mut self.inherited {
-                    inherited.handovers.remove(&(*from, prefix));
-                }
-            }
-            Change::SetDirect { source, destination, to, until } => {
-                self.set_direct(source.trunc(), destination.trunc(), *to, *until);
-            }
-            Change::RemoveDirect { source, destination } => {
-                self.remove_direct(source.trunc(), destination.trunc());
-            }
-        }
-    }
-
-    fn expire(&mut self, now: Instant) {
-        let maps = &mut self.maps;
-        let locals = &mut self.locals;
-        self.routes.retain(|prefix, until| {
-            if *until <= now {
-                locals.remove(prefix);
-                maps.remove_route(*prefix);
-            }
-            *until > now
-        });
-        let sources = &mut self.sources;
-        self.ending.retain(|prefix| {
-            let live = |(_, until): &(_, Option<Instant>)| until.is_none_or(|t| t > now);
-            let any = sources.get(prefix).is_some_and(|s| s.iter().any(live));
-            if !any {
-                sources.remove(prefix);
-                maps.remove_source(*prefix);
-            }
-            any
-        });
-        self.handovers.retain(|(from, prefix), until| {
-            if *until <= now {
-                maps.remove_handover(*from, *prefix);
-            }
-            *until > now
-        });
-        self.direct.retain(|(source, destination), until| {
-            if *until <= now {
-                maps.remove_direct(*source, *destination);
-            }
-            *until > now
-        });
-    }
-
-    fn forget_inherited(&mut self) {
-        let Some(inherited) = self.inherited.take() else { return };
-        self.maps.remove_inherited(&inherited);
-        let current: Vec<u32> = self.pods.values().map(|(_, b)| b.ifindex).collect();
-        self.maps.retain_pods(&current);
-        for (device, way) in self.attached.pinned() {
-            let of_pod = way == TcAttachType::Ingress && inherited.links.contains(&device);
-            if of_pod && !self.pods.contains_key(&device) {
-                self.attached.detach(&device, way);
-            }
-        }
-    }
-
-    fn connect(&mut self, pod: &PodInterface<'_>) -> Result<(), String> {
-        let ifindex = node::index_of(pod.name).map_err(|e| e.to_string())?;
-        let behind = Behind { ifindex, mac: pod.mac, node_mac: pod.node_mac };
-        let prefix = pod.prefix.trunc();
-        self.maps.set_pod(ifindex, prefix).map_err(|e| cause(&e))?;
-        self.attach("pod_ingress", pod.name, TcAttachType::Ingress)?;
-        self.pods.insert(pod.name.to_string(), (prefix, behind));
-        // Both ways or none: a firewall that sees one half of a conversation drops it.
-        if let Some(route) = self.locals.get(&prefix).copied() {
-            self.set_route(prefix, route);
-        }
-        Ok(())
-    }
-
-    fn disconnect(&mut self, name: &str) {
-        self.attached.detach(name, TcAttachType::Ingress);
-        let Some((prefix, behind)) = self.pods.remove(name) else { return };
-        self.maps.remove_pod(behind.ifindex);
-        if let Some(route) = self.locals.get(&prefix).copied() {
-            self.set_route(prefix, route);
-        }
-    }
 }
 
 impl ForwardingTable for Ebpf {
@@ -506,6 +382,12 @@ impl ForwardingTable for Ebpf {
         let mut sum = self.userspace.counters();
         self.state().maps.add_counters(&mut sum);
         sum
+    }
+
+    fn traffic(&self) -> Vec<(LinkLayerAddress, Traffic)> {
+        let state = self.state();
+        let all = state.slots.all().map(|(l2, slot)| (l2, state.maps.traffic(slot)));
+        all.filter(|(_, traffic)| *traffic != Traffic::default()).collect()
     }
 
     fn connect(&self, pod: &PodInterface<'_>) {

@@ -76,6 +76,7 @@ pub(super) fn configuration(options: &Options) -> Result<(Config, BTreeSet<Strin
         mtu: options.mtu,
         ttl_step: options.ttl_step,
         tells: false,
+        ip_in_ip: false,
         until: options.outlives.map(|t| std::time::Instant::now() + t),
     };
     let mut devices = BTreeSet::new();

@@ -24,6 +24,9 @@ impl Forwarder {
         if matches!(packet.get(40), Some(135 | 136)) {
             self.change(|state| state.paths.sent_control(to, packet, now));
             self.probes.notify_one();
+            if let Some(ip_in_ip) = self.ip_in_ip() {
+                ip_in_ip.sent_control(to, packet);
+            }
         }
         match plan_control(packet.len(), to.ip.is_ipv6()) {
             Plan::Fragments => self.send_fragments(to, packet, outer).await,

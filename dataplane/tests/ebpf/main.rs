@@ -4,6 +4,7 @@
 #![allow(missing_docs)]
 
 mod equivalence;
+mod ip_in_ip;
 mod net;
 mod node;
 mod outlives;
@@ -26,6 +27,13 @@ const CASES: &[(&str, Case)] = &[
     ("super_packets_go_by_a_server_from_one_family_to_the_other", outlives::two_families),
     ("answers_to_a_service_go_back_the_way_that_translates_them", outlives::service),
     ("traffic_goes_on_when_the_process_is_killed_and_when_the_next_takes_over", outlives::killed),
+    ("an_upgrade_to_another_layout_of_the_maps_loses_no_packet", outlives::upgraded),
+    ("ip_in_ip_is_found_by_a_probe_and_given_up_within_a_second", ip_in_ip::found_and_given_up),
+    ("without_an_answer_to_a_probe_nothing_goes_without_udp", ip_in_ip::unproved),
+    (
+        "ip_in_ip_is_no_way_in_for_forged_sources_and_leaves_others_tunnels_alone",
+        ip_in_ip::no_way_in,
+    ),
     ("removal_leaves_nothing_attached_and_nothing_pinned", outlives::removal),
 ];
 

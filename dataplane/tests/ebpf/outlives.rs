@@ -94,7 +94,27 @@ impl Numbered {
     }
 }
 
+/// The pins of a node's agent as an earlier layout of the maps would have them.
+fn made_by_an_earlier_version(number: u8) -> anyhow::Result<()> {
+    let (now, before) = (Path::new(ROOT).join("v2"), Path::new(ROOT).join("v1"));
+    std::fs::create_dir_all(&before)?;
+    let name = format!("agent-{number}");
+    std::fs::rename(now.join(&name), before.join(&name)).context("moving the pins")
+}
+
 pub fn killed() -> anyhow::Result<()> {
+    restarted(|| Ok(()))
+}
+
+/// The next process has another layout of the maps.
+pub fn upgraded() -> anyhow::Result<()> {
+    restarted(|| [1, 2].into_iter().try_for_each(made_by_an_earlier_version))?;
+    ensure!(!Path::new(ROOT).exists(), "the earlier version's pins are left");
+    Ok(())
+}
+
+/// Both agents are killed under load, and started again after `meanwhile`.
+fn restarted(meanwhile: impl Fn() -> anyhow::Result<()>) -> anyhow::Result<()> {
     let fabric = fabric(&[])?;
     let (a, b) = ("2001:d00:0:1", "2001:d00:0:2");
     let (one, two) = (Node::new(&fabric, 1, a)?, Node::new(&fabric, 2, b)?);
@@ -122,6 +142,7 @@ pub fn killed() -> anyhow::Result<()> {
             });
             greeting.context("a connection with both agents dead")?;
             drop(listener);
+            meanwhile()?;
             agents = [spawn(&one, 2, a), spawn(&two, 1, b)];
             for _ in 0..5 {
                 another_megabyte(received).context("after the next agents took over")?;

@@ -11,9 +11,9 @@ use std::path::PathBuf;
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::{Duration, Instant};
 
-use aero_dataplane::ForwardingTable;
+use aero_dataplane::{ForwardingTable, Traffic};
 use aero_protocol::client::{Liveness, Node};
-use aero_telemetry::debug::{ClientReport, NodeReport, ProbeReport, ServerSeen};
+use aero_telemetry::debug::{ClientReport, NeighborTraffic, NodeReport, ProbeReport, ServerSeen};
 use axum::extract::{Query, State};
 use axum::http::StatusCode;
 use axum::routing::get;
@@ -58,6 +58,17 @@ pub(super) fn register(
             vec![("server", of_neighbors.with(|n, _| n.servers().filter(answers).count()))]
         },
     }));
+}
+
+fn neighbor((l2, t): (aero_protocol::address::LinkLayerAddress, Traffic)) -> NeighborTraffic {
+    NeighborTraffic {
+        address: l2.to_string(),
+        ip_in_ip: t.ip_in_ip,
+        tunneled_packets: t.tunneled_packets,
+        tunneled_bytes: t.tunneled_bytes,
+        received_packets: t.received_packets,
+        received_bytes: t.received_bytes,
+    }
 }
 
 /// The name of a Server's state.
@@ -120,6 +131,7 @@ impl Agent {
             servers: servers.into_iter().map(seen).collect(),
             clients,
             counters: metrics::counters(self.table.counters()),
+            neighbors: self.table.traffic().into_iter().map(neighbor).collect(),
         }
     }
 

@@ -12,6 +12,7 @@
 pub mod ecn;
 pub mod fragment;
 pub mod header;
+pub mod ip_in_ip;
 pub mod path;
 pub mod reassembly;
 pub mod size;

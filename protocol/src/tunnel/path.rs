@@ -264,7 +264,7 @@ impl Path {
 
 /// Source and destination of a Neighbor Solicitation or Advertisement between link-local
 /// addresses.
-fn neighbors_of(packet: &[u8]) -> Option<(Ipv6Addr, Ipv6Addr)> {
+pub(super) fn neighbors_of(packet: &[u8]) -> Option<(Ipv6Addr, Ipv6Addr)> {
     if packet.get(6) != Some(&58) || !matches!(packet.get(40), Some(135 | 136)) {
         return None;
     }
