@@ -1,10 +1,7 @@
 # Names for commands; what they do is in the programs.
 E2E = target/debug/e2e
 
-.PHONY: help demo demo-down test unit lint images programs crds clean-lab protocol-table simulate fuzz interop
-.PHONY: help demo demo-down test unit lint images programs crds clean-lab protocol-table faults
-.PHONY: help demo demo-down test unit lint cli images programs crds clean-lab protocol-table
-.PHONY: help demo demo-down test unit lint images programs bench crds clean-lab protocol-table
+.PHONY: help demo demo-down test unit lint cli images programs bench crds clean-lab protocol-table faults simulate fuzz interop
 
 help: ## say what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -63,7 +60,7 @@ faults: ## run the tests and say which fault cases they show (LAB=no: without th
 protocol-table: ## run the tests and say which elements of the protocol they show
 	@e2e/protocol-table.sh
 
-bench: ## measure the forwarders against plain routing and VXLAN (about five minutes)
+bench: ## measure the forwarders against plain routing, VXLAN and wireguard-go (about eight minutes)
 	@sh e2e/setup.sh bench
 	nice -n -10 cargo bench -q --locked -p aero-dataplane --bench forwarders -- --table docs/results/bench.md
 

@@ -107,42 +107,27 @@ inline_always int take_out(struct __sk_buff *skb, const struct arrived *a)
 	return (int)bpf_skb_adjust_room(skb, -size, BPF_ADJ_ROOM_MAC, flags);
 }
 
-/* Out of one tunnel and into another: one that has UDP, as nothing is proved about it here. */
-inline_always int send_on_in_udp(struct __sk_buff *skb, const struct config *c, struct arrived *a,
-				 const struct l2 *to)
-{
-	struct way way;
-	__u32 length = a->outer.inner_length;
-	struct inner like = a->in;
-	if (a->outer.hop_limit <= c->ttl_step || length > LONGEST ||
-	    find_way(skb, c, to, 0, &way) || take_out(skb, a)) {
-		count(PASSED, 1);
-		return NEXT;
-	}
-	like.hop_limit = (__u8)(a->outer.hop_limit - c->ttl_step);
-	like.traffic_class = a->outer.traffic_class;
-	pull(skb, ETH_HLEN + sizeof(struct ipv6hdr));
-	int verdict = encapsulate(skb, c, to, &like, length, &way, 0);
-	if (verdict == NEXT || verdict == DROP) {
-		count(SEND_ERRORS, 1);
-		return DROP;
-	}
-	count_tunneled(skb, to, length);
-	return verdict;
-}
-
 /* Sends an arrived packet on to another neighbour: outer to outer, the inner one untouched. */
 inline_always int send_on(struct __sk_buff *skb, const struct config *c, struct arrived *a,
 			  const struct l2 *to)
 {
 	struct way way;
 	__u32 before[12] = {}, after[12] = {};
-	if (a->outer.ip_in_ip)
-		return send_on_in_udp(skb, c, a, to);
 	if (a->outer.hop_limit <= c->ttl_step || a->outer.inner_length > LONGEST || find_way(skb, c, to, 0, &way))
+		goto pass;
+	/* The kernel cuts a super-packet by the form that it has. */
+	int keeps_form = a->outer.ip_in_ip && skb->gso_size;
+	if (keeps_form && (way.local || way.v4 != a->v4))
 		goto pass;
 	if (way.v4 != a->v4 && change_family(skb, a))
 		goto pass;
+	if (a->outer.ip_in_ip && !keeps_form) {
+		/* Nothing is known of this node's path to the other in any other form. */
+		if (bpf_skb_adjust_room(skb, sizeof(struct udphdr), BPF_ADJ_ROOM_MAC,
+					BPF_F_ADJ_ROOM_FIXED_GSO))
+			goto pass;
+		a->outer.ip_in_ip = 0;
+	}
 	a->outer.hop_limit -= c->ttl_step;
 	/* A sum over the whole packet, taken by the device, has to follow the change. */
 	int summed = way.local && way.v4 == a->v4;

@@ -10,7 +10,7 @@ use libc::c_int;
 
 /// `struct sockaddr_in6`, the larger of the two.
 const NAME: usize = size_of::<libc::sockaddr_in6>();
-/// Room for the control messages that are asked for: at most three of 32 bytes, or one error
+/// Room for the control messages that are asked for: at most four of 32 bytes, or one error
 /// with an address.
 const CONTROL: usize = 160;
 const HEADER: usize = size_of::<libc::cmsghdr>();
@@ -22,18 +22,26 @@ const fn aligned(length: usize) -> usize {
 /// Control messages to be sent.
 #[derive(Debug)]
 pub(crate) struct ControlBuffer {
-    bytes: [u8; 64],
+    bytes: [u8; 96],
     length: usize,
 }
 
 impl ControlBuffer {
     pub(crate) fn new() -> Self {
-        Self { bytes: [0; 64], length: 0 }
+        Self { bytes: [0; 96], length: 0 }
     }
 
-    /// Adds a control message that holds an int; two fit.
+    /// Adds a control message that holds an int; three messages fit.
     pub(crate) fn push(&mut self, level: c_int, kind: c_int, value: c_int) {
-        let data = value.to_ne_bytes();
+        self.push_bytes(level, kind, &value.to_ne_bytes());
+    }
+
+    /// Adds a control message that holds a half of an int.
+    pub(crate) fn push_short(&mut self, level: c_int, kind: c_int, value: u16) {
+        self.push_bytes(level, kind, &value.to_ne_bytes());
+    }
+
+    fn push_bytes(&mut self, level: c_int, kind: c_int, data: &[u8]) {
         let length = HEADER + data.len();
         let Some(space) = self.bytes.get_mut(self.length..self.length + aligned(length)) else {
             return;
@@ -41,7 +49,7 @@ impl ControlBuffer {
         put(space, 0, &length.to_ne_bytes());
         put(space, HEADER - 8, &level.to_ne_bytes());
         put(space, HEADER - 4, &kind.to_ne_bytes());
-        put(space, HEADER, &data);
+        put(space, HEADER, data);
         self.length += aligned(length);
     }
 }
@@ -82,24 +90,32 @@ fn address_of(name: &[u8]) -> Option<LinkLayerAddress> {
     Some(LinkLayerAddress::new(ip, port))
 }
 
-/// Sends a datagram made of two parts.
+/// Most parts of one call.
+pub(crate) const PARTS: usize = 64;
+
+/// Sends a datagram made of several parts; or several, if the control message says how long each
+/// is.
 pub(crate) fn send(
     socket: RawFd,
-    parts: [&[u8]; 2],
+    parts: &[&[u8]],
     to: LinkLayerAddress,
     flow_label: u32,
     control: &ControlBuffer,
 ) -> io::Result<()> {
     let (mut name, name_length) = name_of(to, flow_label);
-    let mut vectors = parts
-        .map(|part| libc::iovec { iov_base: part.as_ptr().cast_mut().cast(), iov_len: part.len() });
-    let first = usize::from(parts.first().is_some_and(|p| p.is_empty()));
+    let none = libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 0 };
+    let mut vectors = [none; PARTS];
+    let mut count = 0;
+    for (vector, part) in vectors.iter_mut().zip(parts.iter().filter(|p| !p.is_empty())) {
+        *vector = libc::iovec { iov_base: part.as_ptr().cast_mut().cast(), iov_len: part.len() };
+        count += 1;
+    }
     // SAFETY: all zero is a valid msghdr.
     let mut header: libc::msghdr = unsafe { std::mem::zeroed() };
     header.msg_name = name.as_mut_ptr().cast();
     header.msg_namelen = libc::socklen_t::try_from(name_length).unwrap_or(0);
-    header.msg_iov = vectors.as_mut_ptr().wrapping_add(first);
-    header.msg_iovlen = 2 - first;
+    header.msg_iov = vectors.as_mut_ptr();
+    header.msg_iovlen = count;
     header.msg_control = control.bytes.as_ptr().cast_mut().cast();
     header.msg_controllen = control.length;
     // SAFETY: every pointer is to memory that outlives the call, with the length beside it; the
@@ -178,6 +194,13 @@ pub(crate) fn set_option(socket: RawFd, level: c_int, name: c_int, value: c_int)
             libc::socklen_t::try_from(size_of::<c_int>()).unwrap_or(4),
         )
     };
+    if outcome == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Asks for, or with 0 does without, super-packets from a TUN device.
+pub(crate) fn set_tun_offload(device: RawFd, what: libc::c_uint) -> io::Result<()> {
+    // SAFETY: this request takes its argument by value.
+    let outcome = unsafe { libc::ioctl(device, libc::TUNSETOFFLOAD, what) };
     if outcome == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 

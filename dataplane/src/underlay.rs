@@ -35,6 +35,8 @@ struct Endpoint {
     /// Cleared if the kernel refuses flow labels, as it does while any process of the node holds
     /// an exclusive one.
     flow_labels: AtomicBool,
+    /// Cleared if several datagrams cannot be sent at once.
+    merged: AtomicBool,
 }
 
 /// A datagram's outer source, length and header fields.
@@ -44,6 +46,9 @@ pub struct Received {
     pub from: LinkLayerAddress,
     /// Length of the payload.
     pub length: usize,
+    /// The payload is that of several datagrams, each of this length but for the last one, which
+    /// may be shorter. As `length` if there is only one.
+    pub segment: usize,
     /// Fields of the outer header.
     pub outer: Outer,
 }
@@ -97,6 +102,7 @@ impl Underlay {
                 socket,
                 dont_fragment: Mutex::new(true),
                 flow_labels: AtomicBool::new(true),
+                merged: AtomicBool::new(true),
             });
         }
         Ok(Self { endpoints, port })
@@ -133,6 +139,7 @@ impl Underlay {
             socket.async_io(Interest::READABLE, || message::receive(fd, buffer, 0)).await?;
         let from = message.peer.ok_or(io::ErrorKind::InvalidData)?;
         let mut outer = Outer { ttl: 0, traffic_class: 0, flow_label: 0 };
+        let mut segment = message.length;
         for (level, kind, data) in message.control() {
             let value = message::int(data).unwrap_or(0);
             let octet = u8::try_from(value).unwrap_or(0);
@@ -147,10 +154,53 @@ impl Underlay {
                     let label = u32::from_be_bytes(value.to_ne_bytes()) & 0xf_ffff;
                     outer.flow_label = label;
                 }
+                (libc::SOL_UDP, libc::UDP_GRO) => {
+                    segment = usize::try_from(value).unwrap_or(segment);
+                }
                 _ => {}
             }
         }
-        Ok(Received { from, length: message.length, outer })
+        let segment = segment.max(1);
+        Ok(Received { from, length: message.length, segment, outer })
+    }
+
+    /// From now on the n-th socket takes several datagrams of one size at once, as the kernel
+    /// merges them.
+    pub(crate) fn merge(&self, n: usize) -> io::Result<()> {
+        let endpoint = self.endpoints.get(n).ok_or(io::ErrorKind::NotFound)?;
+        message::set_option(endpoint.socket.as_raw_fd(), libc::SOL_UDP, libc::UDP_GRO, 1)
+    }
+
+    /// Sends packets that are all of one length, but for the last one, which may be shorter, each
+    /// in a datagram of its own. They are never fragmented on the way.
+    ///
+    /// # Errors
+    /// As [`Underlay::send`].
+    pub(crate) async fn send_many(
+        &self,
+        packets: &[&[u8]],
+        to: LinkLayerAddress,
+        outer: Outer,
+    ) -> io::Result<()> {
+        let of_family = self.endpoints.iter().find(|e| e.ip.is_ipv4() == to.ip.is_ipv4());
+        let endpoint = of_family.ok_or(io::ErrorKind::AddrNotAvailable)?;
+        for together in packets.chunks(message::PARTS) {
+            if together.len() > 1 && endpoint.merged.load(Relaxed) {
+                let send = || endpoint.send(together, to, outer, true);
+                let outcome = endpoint.socket.async_io(Interest::WRITABLE, send).await;
+                match outcome.as_ref().map_err(io::Error::raw_os_error) {
+                    Ok(()) => continue,
+                    // The device or the kernel cannot cut them.
+                    Err(Some(libc::EIO | libc::EINVAL)) => endpoint.merged.store(false, Relaxed),
+                    Err(_) => return outcome,
+                }
+            }
+            for packet in together {
+                let send = || endpoint.send(&[packet], to, outer, true);
+                endpoint.socket.async_io(Interest::WRITABLE, send).await?;
+            }
+        }
+        Ok(())
     }
 
     /// Has ICMP errors about what is sent queued on the n-th socket. Whoever asks for this must
@@ -201,22 +251,51 @@ impl Underlay {
     ) -> io::Result<()> {
         let of_family = self.endpoints.iter().find(|e| e.ip.is_ipv4() == to.ip.is_ipv4());
         let endpoint = of_family.ok_or(io::ErrorKind::AddrNotAvailable)?;
-        let send = || endpoint.send(shim, packet, to, outer, dont_fragment);
+        let datagram: [&[u8]; 2] = [shim, packet];
+        let one = if shim.is_empty() { &datagram[1..] } else { &datagram[..] };
+        let send = || endpoint.send_one(one, to, outer, dont_fragment);
         endpoint.socket.async_io(Interest::WRITABLE, send).await
     }
 }
 
 impl Endpoint {
+    /// Sends each part in a datagram of its own; all but the last have the same length.
     fn send(
         &self,
-        shim: &[u8],
-        packet: &[u8],
+        packets: &[&[u8]],
+        to: LinkLayerAddress,
+        outer: Outer,
+        dont_fragment: bool,
+    ) -> io::Result<()> {
+        let length = packets.first().map_or(0, |p| p.len());
+        let segment = u16::try_from(length).ok().filter(|_| packets.len() > 1);
+        self.send_parts(packets, segment, to, outer, dont_fragment)
+    }
+
+    /// Sends one datagram made of parts.
+    fn send_one(
+        &self,
+        parts: &[&[u8]],
+        to: LinkLayerAddress,
+        outer: Outer,
+        dont_fragment: bool,
+    ) -> io::Result<()> {
+        self.send_parts(parts, None, to, outer, dont_fragment)
+    }
+
+    fn send_parts(
+        &self,
+        parts: &[&[u8]],
+        segment: Option<u16>,
         to: LinkLayerAddress,
         outer: Outer,
         dont_fragment: bool,
     ) -> io::Result<()> {
         let fd = self.socket.as_raw_fd();
         let mut control = ControlBuffer::new();
+        if let Some(length) = segment {
+            control.push_short(libc::SOL_UDP, libc::UDP_SEGMENT, length);
+        }
         let (ttl, class) = (outer.ttl.into(), outer.traffic_class.into());
         let guard = if to.ip.is_ipv4() {
             control.push(libc::IPPROTO_IP, libc::IP_TTL, ttl);
@@ -233,17 +312,17 @@ impl Endpoint {
             None
         };
         let label = if self.flow_labels.load(Relaxed) { outer.flow_label } else { 0 };
-        let mut outcome = message::send(fd, [shim, packet], to, label, &control);
+        let mut outcome = message::send(fd, parts, to, label, &control);
         if let Err(e) = &outcome {
             match e.raw_os_error() {
                 Some(libc::EAGAIN) => {}
                 Some(libc::EINVAL) if label != 0 => {
                     self.flow_labels.store(false, Relaxed);
-                    outcome = message::send(fd, [shim, packet], to, 0, &control);
+                    outcome = message::send(fd, parts, to, 0, &control);
                 }
                 // Maybe an ICMP error about an earlier datagram, which the kernel hands to whoever
                 // calls next.
-                _ => outcome = message::send(fd, [shim, packet], to, label, &control),
+                _ => outcome = message::send(fd, parts, to, label, &control),
             }
         }
         drop(guard);

@@ -1,8 +1,9 @@
 //! The forwarder in user space: packets through a TUN device and UDP sockets.
 //!
-//! [`transmit`] sends by the tunnel's rules, [`feedback`] is what sources and engines are told
-//! when a packet does not get through.
+//! [`transmit`] sends by the tunnel's rules, [`batch`] what goes together, [`feedback`] is what
+//! sources and engines are told when a packet does not get through.
 
+mod batch;
 mod feedback;
 mod transmit;
 
@@ -18,7 +19,7 @@ use aero_protocol::tunnel::ecn::{self, Ecn};
 use aero_protocol::tunnel::header::{self, Outer};
 use aero_protocol::tunnel::path::{self, Paths};
 use aero_protocol::tunnel::reassembly::{Limits, Outcome, Reassembler, Refusal};
-use aero_protocol::wire::encapsulation::{Payload, demux};
+use aero_protocol::wire::encapsulation::{FragmentShim, Payload, demux};
 use aero_protocol::wire::icmp_error::Problem;
 use aero_protocol::wire::{Class, WireError, classify};
 use ipnet::IpNet;
@@ -29,7 +30,9 @@ use crate::counters::{Counters, Snapshot};
 use crate::ebpf::ip_in_ip::IpInIp;
 use crate::table::ForwardingTable;
 use crate::trigger::{Trigger, Triggers};
+use crate::tun::Outgoing;
 use crate::underlay::{Underlay, UnderlayError};
+use batch::Out;
 use feedback::Bucket;
 
 /// Largest datagram.
@@ -80,7 +83,7 @@ pub struct Forwarder {
     probes: Notify,
     counters: Counters,
     underlay: Arc<Underlay>,
-    device: Option<tun::AsyncDevice>,
+    device: Option<crate::tun::Device>,
     control: mpsc::Sender<Control>,
     triggers: OnceLock<Triggers>,
     ip_in_ip: OnceLock<Arc<IpInIp>>,
@@ -92,7 +95,7 @@ impl Forwarder {
     /// to `control`; when that is full they are dropped, as the senders retransmit.
     pub fn new(
         underlay: Arc<Underlay>,
-        device: Option<tun::AsyncDevice>,
+        device: Option<crate::tun::Device>,
         control: mpsc::Sender<Control>,
     ) -> Arc<Self> {
         Self::with_config(underlay, device, control, Config::default())
@@ -101,7 +104,7 @@ impl Forwarder {
     /// The same, with a configuration.
     pub fn with_config(
         underlay: Arc<Underlay>,
-        device: Option<tun::AsyncDevice>,
+        device: Option<crate::tun::Device>,
         control: mpsc::Sender<Control>,
         config: Config,
     ) -> Arc<Self> {
@@ -161,9 +164,9 @@ impl Forwarder {
             let this = Arc::clone(&self);
             tasks.spawn(async move { this.serve_errors(n).await });
         }
-        if self.device.is_some() {
+        for n in 0..self.device.as_ref().map_or(0, crate::tun::Device::queues) {
             let this = Arc::clone(&self);
-            tasks.spawn(async move { this.serve_device().await });
+            tasks.spawn(async move { this.serve_device(n).await });
         }
         let this = Arc::clone(&self);
         tasks.spawn(async move { this.serve_probes().await });
@@ -191,56 +194,83 @@ impl Forwarder {
     async fn serve_underlay(&self, n: usize) -> io::Result<()> {
         let mut buffer = vec![0; DATAGRAM];
         let mut whole = Vec::new();
+        let mut device = Outgoing::default();
+        if let Err(e) = self.underlay.merge(n) {
+            tracing::debug!("datagrams come one by one: {e}");
+        }
         loop {
             // An error here is the echo of something sent before; the socket goes on.
             let Ok(received) = self.underlay.receive(n, &mut buffer).await else { continue };
             let Some(payload) = buffer.get_mut(..received.length) else { continue };
-            let (from, mut outer) = (received.from, received.outer);
-            let packet = match demux(payload) {
-                Ok(Payload::Packet(packet)) => {
-                    let shim = payload.len() - packet.len();
-                    payload.get_mut(shim..).unwrap_or_default()
-                }
-                Ok(Payload::Fragment { shim, data }) => {
-                    let known = self.look(|state| state.paths.knows(from));
-                    let mut waiting =
-                        self.reassembler.lock().unwrap_or_else(PoisonError::into_inner);
-                    let now = Instant::now();
-                    match waiting.accept(from, known, outer, shim, data, now, &mut whole) {
-                        Outcome::Waiting => continue,
-                        Outcome::Whole(header) => {
-                            self.counters.reassembled_packets.fetch_add(1, Relaxed);
-                            outer = header;
-                            &mut whole[..]
-                        }
-                        Outcome::Refused(why) => {
-                            self.counters.dropped(match why {
-                                Refusal::Congestion => Drop::Congestion,
-                                _ => Drop::Fragment,
-                            });
-                            continue;
+            if payload.is_empty() {
+                self.counters.dropped(Drop::Malformed);
+                continue;
+            }
+            let (from, outer) = (received.from, received.outer);
+            let mut out = Out::new(device, n);
+            for datagram in payload.chunks_mut(received.segment) {
+                match demux(datagram) {
+                    Ok(Payload::Packet(packet)) => {
+                        let shim = datagram.len() - packet.len();
+                        let packet = datagram.get_mut(shim..).unwrap_or_default();
+                        self.arrived(from, packet, outer, &mut out).await;
+                    }
+                    Ok(Payload::Fragment { shim, data }) => {
+                        let fragment = (from, outer, shim, data);
+                        if let Some(outer) = self.reassemble(fragment, &mut whole) {
+                            // What came before it goes before it.
+                            let mut alone = Out::new(self.flush(out).await, n);
+                            self.arrived(from, &mut whole, outer, &mut alone).await;
+                            out = Out::new(self.flush(alone).await, n);
                         }
                     }
+                    Ok(
+                        Payload::Protocol { .. } | Payload::Signed { .. } | Payload::FirstEdition,
+                    )
+                    | Err(WireError::Unsupported) => self.counters.dropped(Drop::Shim),
+                    Err(_) => self.counters.dropped(Drop::Malformed),
                 }
-                Ok(Payload::Protocol { .. } | Payload::Signed { .. } | Payload::FirstEdition)
-                | Err(WireError::Unsupported) => {
-                    self.counters.dropped(Drop::Shim);
-                    continue;
-                }
-                Err(_) => {
-                    self.counters.dropped(Drop::Malformed);
-                    continue;
-                }
-            };
-            self.arrived(from, packet, outer).await;
+            }
+            device = self.flush(out).await;
+        }
+    }
+
+    /// Takes in a fragment of the tunnel. If it was the last one the packet is in `whole`, and
+    /// this is its outer header.
+    fn reassemble(
+        &self,
+        (from, outer, shim, data): (LinkLayerAddress, Outer, FragmentShim, &[u8]),
+        whole: &mut Vec<u8>,
+    ) -> Option<Outer> {
+        let known = self.look(|state| state.paths.knows(from));
+        let mut waiting = self.reassembler.lock().unwrap_or_else(PoisonError::into_inner);
+        match waiting.accept(from, known, outer, shim, data, Instant::now(), whole) {
+            Outcome::Waiting => None,
+            Outcome::Whole(header) => {
+                self.counters.reassembled_packets.fetch_add(1, Relaxed);
+                Some(header)
+            }
+            Outcome::Refused(why) => {
+                self.counters.dropped(match why {
+                    Refusal::Congestion => Drop::Congestion,
+                    _ => Drop::Fragment,
+                });
+                None
+            }
         }
     }
 
     /// A packet out of a tunnel of whatever form.
-    async fn arrived(&self, from: LinkLayerAddress, packet: &mut [u8], outer: Outer) {
+    async fn arrived<'a>(
+        &self,
+        from: LinkLayerAddress,
+        packet: &'a mut [u8],
+        outer: Outer,
+        out: &mut Out<'a>,
+    ) {
         match classify(packet) {
             Class::Control => self.receive_control(from, packet),
-            Class::Data => self.ingress(from, packet, outer).await,
+            Class::Data => self.ingress(from, packet, outer, out).await,
             Class::Other => self.counters.dropped(Drop::Malformed),
         }
     }
@@ -263,10 +293,13 @@ impl Forwarder {
     async fn serve_ip_in_ip_socket(&self, n: usize) {
         let Some(ip_in_ip) = self.ip_in_ip() else { return };
         let mut buffer = vec![0; DATAGRAM];
+        let mut device = Outgoing::default();
         loop {
             let Ok((from, range, outer)) = ip_in_ip.receive(n, &mut buffer).await else { continue };
             if let Some(packet) = buffer.get_mut(range) {
-                self.arrived(from, packet, outer).await;
+                let mut out = Out::new(device, n);
+                self.arrived(from, packet, outer, &mut out).await;
+                device = self.flush(out).await;
             }
         }
     }
@@ -285,33 +318,48 @@ impl Forwarder {
         let _ = self.control.try_send(Control { from, packet: packet.to_vec() });
     }
 
-    async fn serve_device(&self) -> io::Result<()> {
+    async fn serve_device(&self, n: usize) -> io::Result<()> {
         let Some(device) = &self.device else { return Ok(()) };
-        let mut buffer = vec![0; DATAGRAM];
+        let mut packets = device.packets();
+        let mut room = Outgoing::default();
         loop {
-            let length = device.recv(&mut buffer).await?;
-            let Some(packet) = buffer.get(..length) else { continue };
-            let (Some(inner), Some(outer)) = (Inner::of(packet), Outer::entering(packet)) else {
-                self.counters.dropped(Drop::Malformed);
-                continue;
-            };
-            let now = Instant::now();
-            let egress = self.look(|state| state.table.egress_path(inner, now));
-            match egress.disposition {
-                Disposition::Tunnel(to) => self.forward(to, packet, outer).await,
-                Disposition::Deliver => self.counters.dropped(Drop::NoRoute),
-                Disposition::Drop(why) => self.refuse(why, packet).await,
+            device.receive(n, &mut packets).await?;
+            let mut out = Out::new(room, n);
+            for packet in packets.iter() {
+                self.egress(packet, &mut out).await;
             }
-            if egress.by_server
-                && let Some(triggers) = self.triggers.get()
-            {
-                triggers.offer(inner, packet, now);
-            }
+            room = self.flush(out).await;
+        }
+    }
+
+    /// A packet of this node's network layer.
+    async fn egress<'a>(&self, packet: &'a [u8], out: &mut Out<'a>) {
+        let (Some(inner), Some(outer)) = (Inner::of(packet), Outer::entering(packet)) else {
+            self.counters.dropped(Drop::Malformed);
+            return;
+        };
+        let now = Instant::now();
+        let egress = self.look(|state| state.table.egress_path(inner, now));
+        match egress.disposition {
+            Disposition::Tunnel(to) => self.forward(to, packet, outer, out).await,
+            Disposition::Deliver => self.counters.dropped(Drop::NoRoute),
+            Disposition::Drop(why) => self.refuse(why, packet).await,
+        }
+        if egress.by_server
+            && let Some(triggers) = self.triggers.get()
+        {
+            triggers.offer(inner, packet, now);
         }
     }
 
     /// A user's packet out of a tunnel. `packet` may have padding behind it.
-    async fn ingress(&self, from: LinkLayerAddress, packet: &mut [u8], outer: Outer) {
+    async fn ingress<'a>(
+        &self,
+        from: LinkLayerAddress,
+        packet: &'a mut [u8],
+        outer: Outer,
+        out: &mut Out<'a>,
+    ) {
         let length = header::length(packet);
         let inner = Inner::of(packet);
         let packet = length.and_then(|length| packet.get_mut(..length));
@@ -321,13 +369,13 @@ impl Forwarder {
         };
         match self.look(|state| state.table.ingress(from, inner, Instant::now())) {
             Disposition::Tunnel(to) => match outer.carried_on(self.config.ttl_step) {
-                Some(outer) => self.forward(to, packet, outer).await,
+                Some(outer) => self.forward(to, packet, outer, out).await,
                 None => self.refuse(Drop::OuterTtl, packet).await,
             },
             Disposition::Deliver => {
                 if ecn::leave_tunnel(packet, Ecn::of(outer.traffic_class)) {
                     self.sign_error(packet);
-                    self.deliver(packet).await;
+                    self.deliver(packet, out);
                 } else {
                     self.counters.dropped(Drop::Congestion);
                 }
@@ -337,17 +385,23 @@ impl Forwarder {
     }
 
     /// Hands a packet to this node's network layer.
-    async fn deliver(&self, packet: &[u8]) {
-        let Some(device) = &self.device else { return self.counters.dropped(Drop::NotForUs) };
-        self.counters.delivered(packet.len());
-        if device.send(packet).await.is_err() {
-            self.counters.send_errors.fetch_add(1, Relaxed);
+    fn deliver(&self, packet: &[u8], out: &mut Out<'_>) {
+        if self.device.is_some() {
+            self.deliver_with(packet, out);
+        } else {
+            self.counters.dropped(Drop::NotForUs);
         }
     }
 
     /// Sends a packet into a tunnel, or tells its source that it is too big.
-    async fn forward(&self, to: LinkLayerAddress, packet: &[u8], outer: Outer) {
-        if let Err(mtu) = self.transmit(to, packet, outer).await {
+    async fn forward<'a>(
+        &self,
+        to: LinkLayerAddress,
+        packet: &'a [u8],
+        outer: Outer,
+        out: &mut Out<'a>,
+    ) {
+        if let Err(mtu) = self.transmit_with(to, packet, outer, out).await {
             self.counters.dropped(Drop::TooBig);
             self.tell_source(Problem::PacketTooBig { mtu }, packet).await;
         }

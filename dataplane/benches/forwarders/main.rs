@@ -8,9 +8,13 @@
 
 mod large;
 mod load;
+#[path = "../../tests/ebpf/moves.rs"]
+#[allow(dead_code)]
+mod moves;
 #[path = "../../tests/ebpf/net.rs"]
 #[allow(dead_code)]
 mod net;
+mod plot;
 mod report;
 mod topology;
 mod wireguard;
@@ -24,20 +28,32 @@ use nix::sched::{CloneFlags, unshare};
 use report::Sample;
 use topology::{Path, Underlay, Variant};
 
+/// What to run besides the rounds.
+const ONLY_MOVES: &str = "--moves";
+
+/// Moves of a receiver, in the form of tunnel that nodes of a cluster have.
+const MOVES: moves::Load = moves::Load { moves: 100, rate: 100_000, ip_in_ip: true };
+
 /// Rounds of each measure.
 const ROUNDS: usize = 7;
 
 struct Args {
     rounds: usize,
     underlays: Vec<Underlay>,
+    only_moves: bool,
     /// Where the table goes; none for a quick look.
     table: Option<PathBuf>,
 }
 
 fn args() -> anyhow::Result<Args> {
-    let mut args = Args { rounds: ROUNDS, underlays: Underlay::ALL.to_vec(), table: None };
+    let mut args =
+        Args { rounds: ROUNDS, underlays: Underlay::ALL.to_vec(), only_moves: false, table: None };
     let mut words = std::env::args().skip(1);
     while let Some(word) = words.next() {
+        if word == ONLY_MOVES {
+            args.only_moves = true;
+            continue;
+        }
         let mut value = || words.next().with_context(|| format!("{word} needs a value"));
         match word.as_str() {
             "--rounds" => args.rounds = value()?.parse()?,
@@ -50,7 +66,7 @@ fn args() -> anyhow::Result<Args> {
             "--bench" => {}
             other => {
                 anyhow::bail!(
-                    "{other}: known are --rounds N (0: only see that all paths work), --underlay super|wire, --table FILE"
+                    "{other}: known are --rounds N (0: only see that all paths work), --underlay super|wire, --moves (nothing else), --table FILE"
                 )
             }
         }
@@ -64,6 +80,12 @@ fn main() -> anyhow::Result<()> {
     let none: Option<&str> = None;
     mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none)?;
     mount(Some("bpf"), "/sys/fs/bpf", Some("bpf"), MsFlags::empty(), none)?;
+    if args.only_moves {
+        let moved = moves::measure(MOVES)?;
+        report::write("moves.json", &moved)?;
+        print!("{}", moves::sentence(MOVES, &moved));
+        return Ok(());
+    }
     let mut samples = Vec::new();
     for underlay in &args.underlays {
         let paths: Vec<Path> =
@@ -104,12 +126,17 @@ fn main() -> anyhow::Result<()> {
     let path = Path::new(Variant::Ebpf, Underlay::Super)?;
     let large = large::measure(&path)?;
     report::write("table.json", &large)?;
-    let table = report::table(&rows, args.rounds) + &large.sentence();
+    drop(path);
+    let moved = moves::measure(MOVES)?;
+    report::write("moves.json", &moved)?;
+    let table =
+        report::table(&rows, args.rounds) + &large.sentence() + &moves::sentence(MOVES, &moved);
     println!("{table}");
     if let Some(file) = &args.table {
         if let Some(dir) = file.parent() {
             std::fs::create_dir_all(dir)?;
         }
+        plot::draw(&file.with_extension("svg"), &rows)?;
         std::fs::write(file, table)?;
     }
     Ok(())

@@ -111,11 +111,13 @@ pub fn table(rows: &[Row], rounds: usize) -> String {
     let mut text = String::from(
         "# How fast the forwarders are\n\n\
          Made by `make bench`: pod, node, node, pod in network namespaces; plain routing, the \
-         kernel's VXLAN and the two forwarders take turns, round by round. Each figure is the \
+         kernel's VXLAN, wireguard-go (Debian's; it encrypts) and this project's forwarders take \
+         turns, round by round: in user space, in eBPF with UDP tunnels, and in eBPF with IP-in-IP, \
+         which agents use among themselves where probes show that it gets through. Each figure is the \
          median, in brackets its ratio to plain routing in the same round and the distance of \
          the ratio's quartiles. Only the ratios say something about another machine.\n\n\
          `super`: the underlay passes super-packets whole (veth). `wire`: they are cut at the \
-         sender and merged at the receiver where the kernel knows how, as on a wire.\n",
+         sender and merged at the receiver where the kernel knows how, as on a wire.\n\n![ratios](bench.svg)\n",
     );
     let _ = writeln!(text, "\nKernel {}, {} processors, {rounds} rounds.", kernel(), processors());
     let mut variants: Vec<&str> = Vec::new();

@@ -16,6 +16,8 @@ use aero_protocol::wire::icmp_error::{self, Problem};
 use aero_protocol::wire::{Class, classify};
 
 use super::Forwarder;
+use super::batch::Out;
+use crate::tun::Outgoing;
 use crate::underlay::{Reported, Trouble};
 
 /// ICMP errors at once, and per second in the long run (RFC 4443 section 2.4 f).
@@ -71,7 +73,11 @@ impl Forwarder {
         }
         self.counters.icmp_errors.fetch_add(1, Relaxed);
         match way {
-            NextHop::Local => self.deliver(&error).await,
+            NextHop::Local => {
+                let mut out = Out::new(Outgoing::default(), 0);
+                self.deliver(&error, &mut out);
+                self.flush(out).await;
+            }
             NextHop::Neighbor(to) => {
                 if let Some(outer) = Outer::entering(&error) {
                     // At most 1280 bytes: never too big.

@@ -5,9 +5,11 @@
 
 mod equivalence;
 mod ip_in_ip;
+mod moves;
 mod net;
 mod node;
 mod outlives;
+mod userspace;
 
 use libtest_mimic::{Arguments, Failed, Trial};
 use nix::mount::{MsFlags, mount};
@@ -34,6 +36,8 @@ const CASES: &[(&str, Case)] = &[
         "ip_in_ip_is_no_way_in_for_forged_sources_and_leaves_others_tunnels_alone",
         ip_in_ip::no_way_in,
     ),
+    ("a_move_loses_nothing_where_the_old_node_lives", moves::few),
+    ("streams_go_through_forwarders_in_user_space_as_super_packets", userspace::streams),
     ("removal_leaves_nothing_attached_and_nothing_pinned", outlives::removal),
 ];
 

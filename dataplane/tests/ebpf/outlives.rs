@@ -14,7 +14,7 @@ use super::net::{Node, PATIENCE, fabric};
 use super::node::{ROOT, Running, l2, on, options, route, spawn, to};
 
 /// A stream between two pods that goes on until it is told to end.
-fn stream<R>(
+pub fn stream<R>(
     from: &Node,
     to: &Node,
     address: &str,
@@ -54,7 +54,7 @@ fn stream<R>(
 }
 
 /// Waits for another megabyte; how long it took.
-fn another_megabyte(received: &AtomicU64) -> anyhow::Result<Duration> {
+pub fn another_megabyte(received: &AtomicU64) -> anyhow::Result<Duration> {
     let (start, goal) = (Instant::now(), received.load(Ordering::Relaxed) + (1 << 20));
     while received.load(Ordering::Relaxed) < goal {
         ensure!(start.elapsed() < PATIENCE, "nothing flows any more");

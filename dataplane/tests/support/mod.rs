@@ -126,8 +126,8 @@ impl Net {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
             runtime.unwrap().block_on(async move {
                 let device = with_device.then(|| {
-                    let mut device = tun::open("aero0", mtu).unwrap();
-                    tun::up(&mut device).unwrap();
+                    let device = tun::open("aero0", mtu).unwrap();
+                    tun::up(&device).unwrap();
                     device
                 });
                 let underlay = Arc::new(Underlay::bind(&[address], port).unwrap());

@@ -105,7 +105,7 @@ pub(super) async fn run(
     let underlay = bind(args.port)?;
     let servers = finder.find_first(&token).await;
     let (_, mtu) = mtu(args, servers.first().copied()).await?;
-    let device = tun::open(&args.device, mtu)?;
+    let device = tun::open_plain(&args.device, mtu)?;
     attach::route_asps(&args.device, &[]).await?;
     link_local(&args.device).await?;
     let readiness = Readiness::default();
@@ -148,7 +148,7 @@ pub(super) async fn run(
 
 async fn deliver(
     link: &mut Link,
-    device: &tun::Device,
+    device: &tun::PlainDevice,
     received: std::io::Result<Received>,
     buffer: &[u8],
 ) {
