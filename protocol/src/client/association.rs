@@ -16,7 +16,7 @@ use crate::wire::aero_options::AeroOption;
 use crate::wire::dhcpv6::{
     IaPd, Kind, Message, OPTION_SOL_MAX_RT, OPTION_VENDOR_OPTS, Prefix, StatusCode,
 };
-use crate::wire::{WireError, ip, rkap};
+use crate::wire::{WireError, rkap};
 
 /// IAID of a Client's only IA_PD.
 pub(super) const IAID: u32 = 1;
@@ -233,7 +233,26 @@ impl Node {
         }
     }
 
-    fn message(&self, id: &Duid, server: LinkLayerAddress, now: Instant) -> Option<Vec<u8>> {
+    /// Says the message of an exchange again, in the Server's session.
+    ///
+    /// # Errors
+    /// If there is no such exchange.
+    pub(super) fn say_again(
+        &mut self,
+        answer: &Message,
+        server: LinkLayerAddress,
+        now: Instant,
+    ) -> Result<(), WireError> {
+        let id = answer.client.clone().ok_or(WireError::BadValue)?;
+        let association = self.clients.get(&id).and_then(|c| c.associations.get(&server));
+        if let Some(a) = association.filter(|a| a.transaction == answer.transaction) {
+            self.begin_on(a.link, &id, server, a.phase, now);
+            return Ok(());
+        }
+        self.farewell_again(&(id, server), answer.transaction, now)
+    }
+
+    fn message(&mut self, id: &Duid, server: LinkLayerAddress, now: Instant) -> Option<Vec<u8>> {
         let client = self.clients.get(id)?;
         let a = client.associations.get(&server)?;
         let kind = match a.phase {
@@ -264,13 +283,12 @@ impl Node {
         m.aero.extend(self.links.removed());
         m.aero.extend(client.spec.claim.map(AeroOption::Claim));
         m.aero.push(AeroOption::Padding(ROOM_FOR_REFUSAL));
-        let data = m.emit().ok()?;
         let source = match client.prefixes.first() {
             Some(prefix) if a.lease.is_some() => aero_address(*prefix),
             _ => BOOTSTRAP_ADDRESS,
         };
-        let to = (ALL_DHCP_SERVERS, ip::DHCP_SERVER_PORT);
-        ip::udp((source, ip::DHCP_CLIENT_PORT), to, &data).ok()
+        let direct = a.link == self.links.used();
+        self.signed_packet(server, m, (source, ALL_DHCP_SERVERS), direct)
     }
 
     /// The association's timer: the next retransmission, T1, T2 or the end of the lease.

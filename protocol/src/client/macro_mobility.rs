@@ -18,7 +18,7 @@ use crate::address::{Duid, LinkLayerAddress, aero_address};
 use crate::timers::RELEASE;
 use crate::wire::aero_options::{AeroOption, Claim};
 use crate::wire::dhcpv6::{IaPd, Kind, Message, Prefix};
-use crate::wire::{WireError, ip, rkap};
+use crate::wire::{WireError, rkap, signature};
 
 /// A Server that said it is about to go is asked again after this time, if it is still there: the
 /// drain may have been taken back.
@@ -149,8 +149,29 @@ impl Node {
         farewell.wait = Some(wait);
         farewell.sent += 1;
         self.timers.set(Timer::Farewell(id.clone(), server), now + wait);
-        let Some((through, packet)) = through.zip(farewell.packet(id, now)) else { return };
-        self.send(through, packet);
+        let message = farewell.message(id, now);
+        let Some((through, (addresses, message))) = through.zip(message) else { return };
+        if let Some(packet) = self.signed_packet(server, message, addresses, false) {
+            self.send(through, packet);
+        }
+    }
+
+    /// Says the Release again, in the session of the Server that was left.
+    ///
+    /// # Errors
+    /// If there is none that an answer could be about.
+    pub(super) fn farewell_again(
+        &mut self,
+        key: &(Duid, LinkLayerAddress),
+        transaction: [u8; 3],
+        now: Instant,
+    ) -> Result<(), WireError> {
+        let farewell = self.farewells.get_mut(key).filter(|f| f.transaction == transaction);
+        let farewell = farewell.ok_or(WireError::BadValue)?;
+        farewell.transaction = self.rng.random();
+        farewell.sent = farewell.sent.saturating_sub(1);
+        self.farewell_due(&key.0, key.1, now);
+        Ok(())
     }
 
     /// True if an answer is the one that a farewell waits for. It comes through the new Server; any
@@ -174,6 +195,9 @@ impl Node {
         self.farewells.remove(key);
         let (client, server) = key.clone();
         self.timers.cancel(&Timer::Farewell(client.clone(), server));
+        if !self.servers.contains_key(&server) {
+            self.forget_sessions(server);
+        }
         self.event(Event::LeftServer { client, server, confirmed });
     }
 
@@ -229,6 +253,9 @@ impl Node {
         let a = client.associations.get_mut(&from).ok_or(WireError::BadValue)?;
         let (key, last) = a.key.as_mut().ok_or(WireError::BadValue)?;
         let replay = message.authentication.as_ref().ok_or(WireError::BadValue)?.replay;
+        // RKAP's digest was made before the signature's, if there is one.
+        let unsigned = signature::without_digest(bytes).map(|(message, _)| message).ok();
+        let bytes = unsigned.as_deref().unwrap_or(bytes);
         if a.server != message.server || !rkap::verify(bytes, key) || replay <= *last {
             return Err(WireError::BadValue);
         }
@@ -249,7 +276,8 @@ impl Node {
 }
 
 impl Farewell {
-    fn packet(&self, id: &Duid, now: Instant) -> Option<Vec<u8>> {
+    /// The Release, and its inner source and destination.
+    fn message(&self, id: &Duid, now: Instant) -> Option<((Ipv6Addr, Ipv6Addr), Message)> {
         let mut m = Message::new(Kind::Release, self.transaction);
         m.client = Some(id.clone());
         m.server = Some(self.server.clone());
@@ -259,8 +287,6 @@ impl Farewell {
         let prefixes = self.prefixes.iter().map(prefix).collect();
         m.ia_pd.push(IaPd { id: IAID, prefixes, ..IaPd::default() });
         m.aero.extend(self.claim.map(AeroOption::Claim));
-        let source = aero_address(*self.prefixes.first()?);
-        let to = (self.address, ip::DHCP_SERVER_PORT);
-        ip::udp((source, ip::DHCP_CLIENT_PORT), to, &m.emit().ok()?).ok()
+        Some(((aero_address(*self.prefixes.first()?), self.address), m))
     }
 }

@@ -15,6 +15,7 @@ mod mobility;
 mod reachability;
 mod route_optimization;
 mod servers;
+mod signatures;
 mod sizes;
 
 use std::collections::{BTreeMap, VecDeque};
@@ -32,6 +33,7 @@ use route_optimization::Attempt;
 pub use route_optimization::{MAX_ATTEMPTS, MAX_CONTROL, MAX_REDIRECTED};
 pub use servers::Liveness;
 use servers::ServerState;
+use signatures::Answer;
 pub use sizes::Sizes;
 
 use crate::Output;
@@ -319,6 +321,7 @@ pub struct Node {
     links: links::Links,
     agents: forwarding_agents::Agents,
     farewells: BTreeMap<(Duid, LinkLayerAddress), macro_mobility::Farewell>,
+    signatures: signatures::Signatures,
     timers: Timers<Timer>,
     rng: StdRng,
     outputs: VecDeque<Output<Event>>,
@@ -331,6 +334,7 @@ impl Node {
         Self {
             links: links::Links::new(config.link_id),
             farewells: BTreeMap::new(),
+            signatures: signatures::Signatures::default(),
             agents: BTreeMap::new(),
             config,
             clients: BTreeMap::new(),
@@ -497,6 +501,9 @@ impl Node {
         match packet.payload {
             Payload::Udp { destination: DHCP_CLIENT_PORT, data, .. } if from_server => {
                 let message = dhcpv6::Message::parse(data)?;
+                if let Answer::SayAgain(server) = self.check_answer(&message, data, &packet)? {
+                    return self.say_again(&message, server, now);
+                }
                 if message.kind == dhcpv6::Kind::Reconfigure {
                     return self.reconfigure(from, &message, data, now);
                 }

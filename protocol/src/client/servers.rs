@@ -96,6 +96,7 @@ impl Node {
             }
         }
         self.choose_default(now);
+        self.forget_sessions(server);
         self.change(Change::RemovePeer(server));
         for id in &ids {
             self.reap(id);

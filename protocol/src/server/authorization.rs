@@ -4,11 +4,12 @@ use std::fmt;
 
 use ipnet::IpNet;
 
-use super::{Request, Server};
+use super::{Fault, Request, Server};
 use crate::address::Epoch;
 use crate::wire::aero_options::{AeroOption, Claim};
 
-/// How a Server checks that a claim comes from the holder.
+/// How a Server checks that a claim comes from the holder. A Client that has a
+/// [key](Server::set_keys) has to sign besides, whatever is set here.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Authentication {
     /// The outer source must be an underlay address of the holder's node. Right where the
@@ -49,6 +50,9 @@ pub enum Refusal {
         /// Who holds it.
         holder: String,
     },
+    /// The Client has a key and the message does not prove that it is the Client's, or it has none
+    /// here and the message is signed.
+    Signature(Fault),
 }
 
 impl fmt::Display for Refusal {
@@ -66,6 +70,7 @@ impl fmt::Display for Refusal {
                 write!(f, "this Server has no mapping of this client, let alone epoch {claimed}")
             }
             Self::HeldByOther { prefix, holder } => write!(f, "{prefix} is held by {holder}"),
+            Self::Signature(fault) => write!(f, "{fault}"),
         }
     }
 }
@@ -107,7 +112,10 @@ impl Server {
         {
             return Some(Refusal::NotYet { prefix: Some(prefix), claimed: c.epoch });
         }
-        if self.config.authentication == Authentication::None && claim.is_none() {
+        // A key proves by itself who asks; where a holder is named, its place is checked too.
+        let proved = request.signed.is_some() && mapping.holder.is_none();
+        let believed = self.config.authentication == Authentication::None || proved;
+        if believed && claim.is_none() {
             return None;
         }
         let Some(holder) = &mapping.holder else {

@@ -115,7 +115,7 @@ impl Server {
         self.send_reply(request, &reply);
     }
 
-    fn refuse(&mut self, request: &Request, why: Refusal) {
+    pub(super) fn refuse(&mut self, request: &Request, why: Refusal) {
         let kind = request.message.kind;
         let code = match kind {
             Kind::Renew | Kind::Rebind => StatusCode::NoBinding,
@@ -218,7 +218,7 @@ impl Server {
         let mut packet = self.reply_packet(request, reply);
         if !grants && packet.as_ref().is_ok_and(|p| p.len() > request.length) {
             let mut short = reply.clone();
-            short.aero.clear();
+            short.aero.retain(|o| matches!(o, AeroOption::Again(_)));
             packet = self.reply_packet(request, &short);
             if let Ok(p) = &packet
                 && p.len() > request.length
@@ -239,7 +239,7 @@ impl Server {
     fn reply_packet(&self, request: &Request, reply: &Message) -> Result<Vec<u8>, WireError> {
         let to = if request.source.is_unspecified() { BOOTSTRAP_ADDRESS } else { request.source };
         let source: Ipv6Addr = self.config.id.address();
-        let data = reply.emit()?;
+        let data = self.signed_answer(request, reply, source, to)?;
         ip::udp((source, ip::DHCP_SERVER_PORT), (to, request.port), &data)
     }
 }

@@ -7,7 +7,8 @@
 //! [`dhcp`](self) answers live in `dhcp.rs`, who may have what in `authorization.rs`, the entries
 //! in `neighbors.rs` (their links in `links.rs`), what Clients tell each other in `redirect.rs`,
 //! Relays and other Servers in `peers.rs`, a Client that goes to another Server in `handover.rs`, a
-//! Server that sends its Clients away in `reconfigure.rs`, Forwarding Agents in `agents.rs`.
+//! Server that sends its Clients away in `reconfigure.rs`, Forwarding Agents in `agents.rs`,
+//! signed messages in `signatures.rs`.
 
 mod agents;
 mod authorization;
@@ -20,6 +21,7 @@ mod sizes;
 
 mod peers;
 mod reconfigure;
+mod signatures;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::net::{IpAddr, Ipv6Addr};
@@ -33,6 +35,7 @@ pub use authorization::{Authentication, Refusal};
 pub use handover::MAX_LINGER;
 pub use neighbors::Neighbor;
 pub use redirect::{Disposition, NotPassed};
+pub use signatures::Fault;
 pub use sizes::Sizes;
 
 pub use peers::{Announcement, Peer, PeerKind};
@@ -178,6 +181,8 @@ struct Request {
     /// Length of the whole inner packet.
     length: usize,
     message: dhcpv6::Message,
+    /// Its signature, if the Client has a key.
+    signed: Option<signatures::Signed>,
 }
 
 /// The Server engine.
@@ -200,6 +205,7 @@ pub struct Server {
     keys: reconfigure::Keys,
     draining: bool,
     agents: agents::Agents,
+    signatures: signatures::Signatures,
     parked: BTreeMap<Waiting, Request>,
     timers: Timers<Timer>,
     outputs: VecDeque<Output<Event>>,
@@ -225,6 +231,7 @@ impl Server {
             keys: reconfigure::Keys::default(),
             draining: false,
             agents: agents::Agents::default(),
+            signatures: signatures::Signatures::default(),
             parked: BTreeMap::new(),
             timers: Timers::default(),
             outputs: VecDeque::new(),
@@ -344,9 +351,13 @@ impl Server {
                 }
                 let message = dhcpv6::Message::parse(data)?;
                 let length = bytes.len();
-                let request =
-                    Request { from, source: packet.source, port: source, length, message };
+                let (inner, signed) = (packet.source, None);
+                let mut request =
+                    Request { from, source: inner, port: source, length, message, signed };
                 self.validate(&request)?;
+                if !self.authenticate(&mut request, packet.destination, data) {
+                    return Ok(());
+                }
                 if self.peers.contains(from) {
                     return self.release_from_peer(&request, now);
                 }

@@ -22,6 +22,7 @@ use super::{Request, Server, Timer};
 use crate::address::{Duid, aero_address};
 use crate::timers::RECONFIGURE;
 use crate::wire::dhcpv6::{Kind, Message};
+use crate::wire::signature::{self, Covered};
 use crate::wire::{ip, rkap};
 
 /// Reconfigures that wait for the Client to do as it was told.
@@ -47,9 +48,13 @@ impl std::fmt::Debug for Keys {
 
 impl Keys {
     fn of(&self, client: &Duid) -> Option<rkap::Key> {
+        self.digest(client.as_bytes())?.get(..16)?.try_into().ok()
+    }
+
+    fn digest(&self, of: &[u8]) -> Option<[u8; 32]> {
         let mut mac = Hmac::<Sha256>::new_from_slice(&self.secret?).ok()?;
-        mac.update(client.as_bytes());
-        mac.finalize().into_bytes().get(..16)?.try_into().ok()
+        mac.update(of);
+        Some(mac.finalize().into_bytes().into())
     }
 
     fn next(&mut self) -> u64 {
@@ -61,9 +66,14 @@ impl Keys {
 impl Server {
     /// Gives the secret from which the Clients' reconfigure keys are made: 32 random bytes, new in
     /// each life of the Server. Without it no Client is told that Reconfigures may come, and none
-    /// is sent.
+    /// is sent. The session of signed messages comes from it too, so without it a Client that has
+    /// a key is refused.
     pub fn set_reconfigure_secret(&mut self, secret: [u8; 32]) {
         self.keys.secret = Some(secret);
+        // One byte: no DUID is as short, so this is no Client's key.
+        let session = self.keys.digest(&[0]);
+        let session = session.and_then(|d| Some(u64::from_be_bytes(d.get(..8)?.try_into().ok()?)));
+        self.signatures.set_session(session.unwrap_or(0));
     }
 
     /// The Server is about to go: no new leases, and its Clients are told to turn to others. It
@@ -143,14 +153,21 @@ impl Server {
         self.timers.set(Timer::Reconfigure(prefix), due);
         let Some(key) = self.keys.of(&client) else { return };
         let mut m = Message::new(Kind::Reconfigure, [0; 3]);
-        m.client = Some(client);
+        m.client = Some(client.clone());
         m.server = Some(self.config.duid.clone());
         m.reconfigure = Some(Kind::Rebind);
         m.authentication = Some(rkap::unsigned(self.keys.next()));
+        let (source, destination) = (self.config.id.address(), aero_address(prefix));
+        // Whoever signs gets signed messages only; RKAP's counter tells a replay.
+        let signing = self.signatures.announce(&client, &mut m);
         let packet = m.emit().and_then(|mut data| {
             rkap::sign(&mut data, &key)?;
-            let source = (self.config.id.address(), ip::DHCP_SERVER_PORT);
-            ip::udp(source, (aero_address(prefix), ip::DHCP_CLIENT_PORT), &data)
+            if let Some(key) = signing {
+                let covered = Covered { source, destination, outer: None };
+                signature::sign(&mut data, &covered, key)?;
+            }
+            let from = (source, ip::DHCP_SERVER_PORT);
+            ip::udp(from, (destination, ip::DHCP_CLIENT_PORT), &data)
         });
         if let Ok(packet) = packet {
             self.send(to, packet);

@@ -2,13 +2,14 @@
 //!
 //! Framing and codes 0 to 2 are those of draft -61 (the address option of [48] is illegal from
 //! clients by RFC 6939, and [52]'s form has no sub-option header as RFC 8415 section 21.17
-//! demands). Codes 65281 and 65282 are ours.
+//! demands). Codes from 65281 on are ours.
 
 use std::net::{IpAddr, Ipv6Addr};
 
 use ipnet::{IpNet, Ipv6Net};
 use uuid::Uuid;
 
+use super::signature::Signature;
 use super::{Reader, WireError};
 use crate::address::{Epoch, LinkLayerAddress};
 
@@ -20,6 +21,8 @@ const REPLY: u16 = 1;
 const REMOVE: u16 = 2;
 const CLAIM: u16 = 0xff01;
 const PADDING: u16 = 0xff02;
+pub(super) const SIGNATURE: u16 = 0xff03;
+const AGAIN: u16 = 0xff04;
 
 /// Which holder a Client claims to speak for, so that a Server can tell a claim that is newer
 /// than its copy of the table from one that is outdated.
@@ -58,6 +61,11 @@ pub enum AeroOption {
     /// Ours: so many bytes of nothing. A Server answers whom it does not serve with no more bytes
     /// than it was sent, so a Client that wants to read why it was refused leaves room for it.
     Padding(u8),
+    /// Ours: proves who says the message.
+    Signature(Signature),
+    /// Ours, in the signed answer to a message of no session or a former one: nothing was done, say
+    /// it again in the session of this answer, with a counter above this one.
+    Again(u64),
 }
 
 /// Reads the content of a vendor option behind its enterprise number. Unknown sub-options are
@@ -93,6 +101,8 @@ pub(super) fn parse(content: &[u8]) -> Result<Vec<AeroOption>, WireError> {
                 let holder = Uuid::from_bytes(body.array()?);
                 options.push(AeroOption::Claim(Claim { epoch, holder }));
             }
+            SIGNATURE => options.push(AeroOption::Signature(Signature::parse(body.0)?)),
+            AGAIN => options.push(AeroOption::Again(body.u64()?)),
             PADDING => options.push(AeroOption::Padding(u8::try_from(length).unwrap_or(u8::MAX))),
             _ => {}
         }
@@ -140,10 +150,12 @@ pub(super) fn emit(options: &[AeroOption]) -> Vec<u8> {
                 body.extend(claim.holder.as_bytes());
                 (CLAIM, body)
             }
+            AeroOption::Signature(signature) => (SIGNATURE, signature.emit()),
+            AeroOption::Again(counter) => (AGAIN, counter.to_be_bytes().to_vec()),
             AeroOption::Padding(length) => (PADDING, vec![0; usize::from(*length)]),
         };
         out.extend(code.to_be_bytes());
-        // Bodies are short: at most 20 bytes and 8 per service prefix of the link.
+        // Bodies are short: at most 56 bytes, or 20 and 8 per service prefix of the link.
         out.extend(u16::try_from(body.len()).unwrap_or(u16::MAX).to_be_bytes());
         out.extend(body);
     }
@@ -171,6 +183,14 @@ mod tests {
             },
             AeroOption::LinkRemove(vec![2, 7]),
             AeroOption::Claim(Claim { epoch: Epoch(9), holder: Uuid::from_u128(77) }),
+            AeroOption::Signature(Signature {
+                key: 1,
+                session: 2,
+                counter: 3,
+                bound: true,
+                digest: [4; 32],
+            }),
+            AeroOption::Again(5),
         ];
         assert_eq!(parse(&emit(&options)[4..]), Ok(options));
     }

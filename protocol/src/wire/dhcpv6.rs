@@ -12,6 +12,7 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use super::aero_options::{self, AeroOption};
 use super::dhcpv6_walk::walk;
+use super::signature::Signature;
 use super::{Reader, WireError};
 use crate::address::Duid;
 
@@ -262,6 +263,7 @@ impl Message {
                 message.aero.extend(aero_options::parse(r.0)?);
             }
         }
+        Signature::of(&message)?;
         Ok(message)
     }
 

@@ -15,6 +15,7 @@ pub mod ip;
 pub mod nd;
 mod nd_options;
 pub mod rkap;
+pub mod signature;
 
 /// Why bytes were not understood. The names are those of the drop counters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, thiserror::Error)]
@@ -44,6 +45,9 @@ pub enum WireError {
     /// The answer would be longer than the message of a sender that proved nothing.
     #[error("the answer would be longer than the question")]
     WouldAmplify,
+    /// An answer that is not signed as this Client's Servers sign, or that answers nothing.
+    #[error("not signed with this client's key, or no answer to what it asked")]
+    BadSignature,
     /// Not a message that an AERO node handles.
     #[error("not an AERO control message")]
     Unsupported,
