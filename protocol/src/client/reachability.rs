@@ -34,6 +34,20 @@ impl Node {
         }
     }
 
+    /// The underlay says that what was sent to this neighbour did not arrive. Whoever can send to
+    /// this node can forge that, so it is a hint to look (draft -48 section 3.13): the paths there
+    /// are solicited, at most once a second, and stay in use while that is answered. Servers are
+    /// looked at every second anyhow; a Forwarding Agent is left at once.
+    pub fn underlay_error(&mut self, at: LinkLayerAddress, now: Instant) {
+        self.agent_unreachable(at);
+        let there = |n: &&Neighbor| n.link_layer() == Some(at) && n.forwards(now);
+        let pairs: Vec<(IpNet, IpNet)> =
+            self.neighbors.iter().filter(there).map(|n| (n.own, n.peer)).collect();
+        for (own, peer) in pairs {
+            self.path_used(own, peer, now);
+        }
+    }
+
     /// Every entry, for people.
     pub fn correspondents(&self) -> impl Iterator<Item = &Neighbor> {
         self.neighbors.iter()

@@ -89,6 +89,11 @@ impl Server {
             _ => None,
         });
         let prefixes = request.message.client.as_ref().and_then(|c| self.by_client.get(c));
+        // It may have waited since before the Client had a key.
+        let keyed = request.message.client.as_ref().is_some_and(|c| self.needs_signature(c));
+        if keyed && request.signed.is_none() {
+            return Decision::Refuse(Refusal::Signature(Fault::Missing));
+        }
         let Some(prefixes) = prefixes else {
             return match claim {
                 Some(c) => Decision::Wait(Refusal::NotYet { prefix: None, claimed: c.epoch }),

@@ -7,7 +7,7 @@
 //! Server passes on, untouched, what a permanent neighbour vouches for. All that fails is
 //! dropped silently, and counted.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv6Addr;
 use std::time::{Duration, Instant};
 
@@ -108,6 +108,8 @@ pub(super) struct Redirects {
     allowed: bool,
     pub(super) former: BTreeMap<IpNet, Former>,
     pub(super) buckets: BTreeMap<IpNet, Bucket>,
+    /// Fixed Clients that write link-layer addresses themselves.
+    proxies: BTreeSet<LinkLayerAddress>,
     passed: u64,
     not_passed: BTreeMap<NotPassed, u64>,
 }
@@ -118,6 +120,7 @@ impl Default for Redirects {
             allowed: true,
             former: BTreeMap::new(),
             buckets: BTreeMap::new(),
+            proxies: BTreeSet::new(),
             passed: 0,
             not_passed: BTreeMap::new(),
         }
@@ -247,6 +250,18 @@ impl Server {
             .map(Sender::Former)
     }
 
+    /// Trusts a Proxy AERO Client, or does so no more: a fixed node of the same authority as the
+    /// Servers, which may write itself where the Client is that it speaks about, as when it tells
+    /// correspondents to which Proxy that one went. What any other Client writes is replaced by where
+    /// the Server knows it to be.
+    pub fn trust_proxy(&mut self, at: LinkLayerAddress, trusted: bool) {
+        if trusted {
+            self.redirects.proxies.insert(at);
+        } else {
+            self.redirects.proxies.remove(&at);
+        }
+    }
+
     /// Fills in the link-layer addresses. Of a link that is out of use (Preference 0) it is the
     /// one at which the sender is or was; a node that an ACP left may also name its new place,
     /// which is what the cache says, or nothing.
@@ -257,8 +272,12 @@ impl Server {
         sender: &Sender,
     ) -> Result<Nd, NotPassed> {
         let mut nd = nd.clone();
+        let trusted = self.redirects.proxies.contains(&from);
         nd.options.retain_mut(|option| {
             let NdOption::TargetLinkLayer(link) = option else { return true };
+            if trusted && link.address.is_some() {
+                return true;
+            }
             let present = match sender {
                 Sender::Owner(n) if link.preference == 0 => n.link_or_retired(link.link_id),
                 Sender::Owner(n) => n.link(link.link_id).map(|l| l.address),

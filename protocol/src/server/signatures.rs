@@ -160,6 +160,10 @@ impl Server {
         self.signatures.keys.retain(|_, keys| !keys.is_empty());
     }
 
+    pub(super) fn needs_signature(&self, client: &Duid) -> bool {
+        self.signatures.keys.contains_key(client)
+    }
+
     /// Checks the signature of a message, and says so in the request. False if that is all that is
     /// to be done with it.
     pub(super) fn authenticate(
