@@ -15,6 +15,7 @@ pub mod cni;
 pub mod driver;
 pub mod duid;
 pub mod forwarding;
+pub mod keys;
 pub mod messages;
 pub mod metrics;
 pub mod paths;

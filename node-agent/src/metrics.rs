@@ -206,6 +206,8 @@ impl Refusals {
             E::BadAddress,
             E::BadValue,
             E::TooDeep,
+            E::WouldAmplify,
+            E::BadSignature,
             E::Unsupported,
         ] {
             drop(this.dropped.get_or_create(&Reason { reason: snake_case(&format!("{why:?}")) }));

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use aero_dataplane::underlay::{Trouble, UnderlayError};
 use aero_dataplane::{ForwardingTable, Trigger};
 use aero_protocol::client::{Event, Ignored, Node, PathLost};
 use aero_protocol::neighbor::State;
@@ -45,6 +46,25 @@ pub async fn watch(
             }
         }
     }
+}
+
+/// Errors of the underlay that wait for the engine at most; what does not fit is as good as lost.
+const ERRORS: usize = 64;
+
+/// The forwarder's and the engine's end of what the underlay reports.
+pub fn underlay_errors() -> (mpsc::Sender<UnderlayError>, mpsc::Receiver<UnderlayError>) {
+    mpsc::channel(ERRORS)
+}
+
+/// Tells the engine where the underlay says that packets do not arrive, until the future is dropped.
+pub async fn heed(driver: &Driver<Node>, mut errors: mpsc::Receiver<UnderlayError>) {
+    while let Some(UnderlayError { neighbor, trouble }) = errors.recv().await {
+        if matches!(trouble, Trouble::Unreachable | Trouble::TimeExceeded) {
+            tracing::debug!(%neighbor, ?trouble, "the underlay reports an error");
+            driver.with(|node, now| node.underlay_error(neighbor, now));
+        }
+    }
+    std::future::pending::<()>().await;
 }
 
 /// Gives the engine the time of day, for Timestamps.

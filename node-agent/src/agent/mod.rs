@@ -149,8 +149,12 @@ pub async fn run(args: AgentArgs) -> anyhow::Result<()> {
     let device = tun::open(&args.device, mtu)?;
     attach::route_asps(&args.device, &[]).await?;
     let (control_sender, control) = mpsc::channel(CONTROL_QUEUE);
-    let config =
-        userspace::Config { paths: args.path_mtu.config(underlay_mtu), ..Default::default() };
+    let (errors, reported) = paths::underlay_errors();
+    let config = userspace::Config {
+        paths: args.path_mtu.config(underlay_mtu),
+        underlay_errors: Some(errors),
+        ..Default::default()
+    };
     let userspace =
         Forwarder::with_config(Arc::clone(&underlay), Some(device), control_sender, config);
     let sender = Arc::clone(&userspace);
@@ -221,6 +225,7 @@ pub async fn run(args: AgentArgs) -> anyhow::Result<()> {
     tokio::select! {
         () = driver.run(&sender, control, outgoing) => {}
         () = paths::watch(&driver, &*table, triggers) => {}
+        () = paths::heed(&driver, reported) => {}
         ended = &mut forwarding => ended??,
         ended = &mut admin => ended??,
         () = cni_server::serve(listener, Arc::clone(&agent)) => {}

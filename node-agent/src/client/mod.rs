@@ -21,6 +21,8 @@ use aero_dataplane::userspace::{self, Forwarder};
 use aero_dataplane::{ForwardingTable, interface_mtu, tun};
 use aero_protocol::address::Duid;
 use aero_protocol::client::{ClientSpec, Config, Event, Muted, Node};
+use aero_protocol::wire::WireError;
+use aero_protocol::wire::signature::Key;
 use aero_telemetry::admin::{self, Readiness};
 use aero_telemetry::shutdown;
 use anyhow::{Context as _, bail};
@@ -33,7 +35,7 @@ use rand::Rng;
 use tokio::sync::{Notify, mpsc};
 
 use crate::driver::{Driver, PathMtu};
-use crate::{attach, duid, metrics, paths};
+use crate::{attach, duid, keys, metrics, paths};
 
 /// Control packets that wait for the engine at most.
 const CONTROL_QUEUE: usize = 1024;
@@ -67,6 +69,14 @@ pub struct ClientArgs {
     /// given.
     #[arg(long, env = "AERO_DUID")]
     duid: Option<String>,
+    /// The key that this host shares with the Servers: a file with a number and 64 hex digits. What
+    /// it says is signed then, and only what is signed in return is believed.
+    #[arg(long, env = "AERO_KEY_FILE", value_name = "FILE", conflicts_with = "link_only")]
+    key_file: Option<PathBuf>,
+    /// Sign the address too from which this host speaks, so that nobody can send its messages on
+    /// from elsewhere. Not behind a NAT.
+    #[arg(long, requires = "key_file")]
+    bind_source: bool,
     /// Where the DUID is kept.
     #[arg(long, default_value = "/var/lib/aero-client")]
     state_dir: PathBuf,
@@ -123,15 +133,24 @@ pub async fn run(args: ClientArgs) -> anyhow::Result<()> {
             .with_context(|| format!("--duid {text:?} is neither a UUID nor a DUID in hex"))?,
         None => duid::keep(&args.state_dir)?,
     };
-    tracing::info!(duid = %client, "this host");
+    // The first signs; others are for the Servers, while keys change.
+    let key = match &args.key_file {
+        Some(file) => keys::read(file)?.into_iter().next(),
+        None => None,
+    };
+    tracing::info!(duid = %client, key = key.as_ref().map(Key::id), "this host");
     let underlay = Arc::new(bind(args.port)?);
     let found = finder.find_first(&token).await;
     let (underlay_mtu, mtu) = mtu(&args, found.first().copied()).await?;
     let device = tun::open(&args.device, mtu)?;
     attach::route_asps(&args.device, &[]).await?;
     let (control_sender, control) = mpsc::channel(CONTROL_QUEUE);
-    let config =
-        userspace::Config { paths: args.path_mtu.config(underlay_mtu), ..Default::default() };
+    let (errors, reported) = paths::underlay_errors();
+    let config = userspace::Config {
+        paths: args.path_mtu.config(underlay_mtu),
+        underlay_errors: Some(errors),
+        ..Default::default()
+    };
     let forwarder =
         Forwarder::with_config(Arc::clone(&underlay), Some(device), control_sender, config);
     let sender = Arc::clone(&forwarder);
@@ -150,9 +169,12 @@ pub async fn run(args: ClientArgs) -> anyhow::Result<()> {
     };
     let (driver, outgoing) = Driver::new(engine, Arc::clone(&table), on_event);
     driver.with(paths::set_clock);
+    driver.with(|node, _| node.set_key(client.clone(), key));
+    let own_port = args.bind_source.then_some(args.port);
     let triggers = forwarder.triggers();
     let spec = ClientSpec { client: client.clone(), claim: None, prefixes: args.prefixes.clone() };
     driver.with(|node, now| node.attach(spec.clone(), now));
+    roaming::bind(&driver, &found, own_port);
     servers::set(&driver, &found);
     let readiness = Readiness::default();
     let leased = readiness.register("lease");
@@ -169,11 +191,12 @@ pub async fn run(args: ClientArgs) -> anyhow::Result<()> {
     tokio::select! {
         () = driver.run(&sender, control, outgoing) => {}
         () = paths::watch(&driver, &*table, triggers) => {}
+        () = paths::heed(&driver, reported) => {}
         ended = &mut forwarding => ended??,
         ended = &mut admin => ended??,
         ended = interface.follow(&driver, &client, &leased) => ended?,
         () = finder.follow(&driver) => {}
-        ended = roaming::follow(&driver) => ended?,
+        ended = roaming::follow(&driver, own_port) => ended?,
         () = ask_again(&driver, &spec, &left) => {}
         () = async {
             token.cancelled().await;
@@ -210,6 +233,9 @@ fn report(event: Event, left: &Notify) {
             tracing::info!(%server, confirmed, "left this Server for another");
         }
         Event::LinkUsed(link) => tracing::info!(link, "another underlay link is used"),
+        Event::Dropped { from, why: why @ WireError::BadSignature } => {
+            tracing::warn!(%from, "an answer was not believed: {why}");
+        }
         Event::Dropped { from, why } => tracing::debug!(%from, "control packet dropped: {why}"),
         // Reported before.
         Event::PathOpened { .. } | Event::PathLost { .. } | Event::Ignored { .. } => {}

@@ -59,11 +59,21 @@ impl Sources {
     }
 }
 
-/// Tells the engine of every change.
+/// Tells the engine from where each Server sees this host, if its signatures are to cover that: by
+/// the kernel's choice, and with the port that is given.
+pub(super) fn bind(driver: &Driver<Node>, servers: &[LinkLayerAddress], port: Option<u16>) {
+    let Some(port) = port else { return };
+    for server in servers {
+        let own = source_towards((*server).into()).map(|ip| LinkLayerAddress::new(ip, port));
+        driver.with(|node, _| node.set_outer_source(*server, own));
+    }
+}
+
+/// Tells the engine of every change. `port`: see [`bind`].
 ///
 /// # Errors
 /// If netlink cannot be used.
-pub(super) async fn follow(driver: &Driver<Node>) -> anyhow::Result<()> {
+pub(super) async fn follow(driver: &Driver<Node>, port: Option<u16>) -> anyhow::Result<()> {
     let (connection, _handle, mut news) = rtnetlink::new_multicast_connection(&[
         MulticastGroup::Ipv4Ifaddr,
         MulticastGroup::Ipv6Ifaddr,
@@ -76,6 +86,8 @@ pub(super) async fn follow(driver: &Driver<Node>) -> anyhow::Result<()> {
     loop {
         let servers: Vec<LinkLayerAddress> =
             driver.with(|node, _| node.servers().map(|(l2, _)| l2).collect());
+        // Before the engine says anything from there.
+        bind(driver, &servers, port);
         if sources.moved(&servers, |s| source_towards(s.into())) {
             let now_from: Vec<IpAddr> = sources.0.values().copied().collect();
             tracing::info!(?now_from, "the underlay address has changed");

@@ -9,11 +9,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::io;
 use std::net::IpAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use aero_protocol::address::{Duid, Epoch, is_usable_acp};
 use aero_protocol::server::{Authentication, Holder, Mapping, Server};
+use aero_protocol::wire::signature::Key;
 use aero_telemetry::admin::ReadyHandle;
 use anyhow::Context as _;
 use ipnet::IpNet;
@@ -23,7 +24,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use uuid::Uuid;
 
 use crate::driver::Driver;
-use crate::duid;
+use crate::{duid, keys};
 
 /// How often the file is looked at.
 const LOOK: Duration = Duration::from_secs(1);
@@ -63,6 +64,9 @@ struct Row {
     prefixes: Vec<Spanned<String>>,
     #[serde(default)]
     addresses: Vec<Spanned<String>>,
+    /// Its key file, by a path from the table's folder.
+    #[serde(default)]
+    key: Option<PathBuf>,
 }
 
 /// What is wrong with a table, and where.
@@ -95,6 +99,9 @@ pub struct FileTable {
     lease: Duration,
     authentication: Authentication,
     entries: BTreeMap<IpNet, Entry>,
+    key_files: BTreeMap<Duid, PathBuf>,
+    /// What is in these files.
+    keys: BTreeMap<Duid, Vec<Key>>,
 }
 
 impl FileTable {
@@ -127,6 +134,8 @@ impl FileTable {
             lease: Duration::from_secs(lease.value),
             authentication,
             entries: BTreeMap::new(),
+            key_files: BTreeMap::new(),
+            keys: BTreeMap::new(),
         };
         let mut seen = BTreeMap::new();
         for row in &document.clients {
@@ -150,10 +159,14 @@ impl FileTable {
                 Err(_) => return at(text, format!("{:?} is no IP address", text.value)),
             }
         }
-        if addresses.is_empty() && self.authentication == Authentication::NodeAddress {
-            let why = "the client has no addresses from which it may register (with \
+        let proved = row.key.is_some() || self.authentication == Authentication::None;
+        if addresses.is_empty() && !proved {
+            let why = "the client has neither a key nor addresses from which it may register (with \
                        `authentication: None` it needs none)";
             return at(&row.duid, why);
+        }
+        if let Some(file) = &row.key {
+            self.key_files.insert(client.clone(), file.clone());
         }
         let name = row.name.clone().unwrap_or_else(|| format!("client {client}"));
         for text in &row.prefixes {
@@ -220,6 +233,8 @@ impl Applied {
         driver.with(|engine, now| {
             let asps = table.service_prefixes.clone();
             engine.set_link(asps, table.lease, table.authentication);
+            // Before the rows that need them.
+            engine.replace_keys(table.keys.clone());
             engine.retain_mappings(&keep);
             for (prefix, entry) in &table.entries {
                 let epoch = match self.rows.get(prefix) {
@@ -244,8 +259,10 @@ impl Applied {
     }
 }
 
+type Stamp = (SystemTime, u64, u64);
+
 /// What tells one state of a file from another without reading it.
-fn stamp(path: &Path) -> io::Result<(SystemTime, u64, u64)> {
+fn stamp(path: &Path) -> io::Result<Stamp> {
     use std::os::unix::fs::MetadataExt;
     let meta = std::fs::metadata(path)?;
     Ok((meta.modified()?, meta.len(), meta.ino()))
@@ -253,7 +270,22 @@ fn stamp(path: &Path) -> io::Result<(SystemTime, u64, u64)> {
 
 fn read(path: &Path) -> anyhow::Result<FileTable> {
     let text = std::fs::read_to_string(path)?;
-    Ok(FileTable::parse(&text)?)
+    let mut table = FileTable::parse(&text)?;
+    for (client, file) in table.key_files.clone() {
+        table.keys.insert(client, keys::read(&beside(path, &file))?);
+    }
+    Ok(table)
+}
+
+/// A path as it is meant in a table.
+fn beside(table: &Path, file: &Path) -> PathBuf {
+    table.parent().unwrap_or(Path::new("")).join(file)
+}
+
+/// The states of a table and of the key files that it names.
+fn stamps(path: &Path, table: &FileTable) -> Vec<Option<Stamp>> {
+    let keys = table.key_files.values().map(|file| stamp(&beside(path, file)).ok());
+    std::iter::once(stamp(path).ok()).chain(keys).collect()
 }
 
 /// Reads the table, then follows the file.
@@ -267,15 +299,18 @@ pub(super) async fn follow(
 ) -> anyhow::Result<()> {
     let mut hangup = signal(SignalKind::hangup())?;
     let mut applied = Applied::default();
-    let mut seen = stamp(path).ok();
-    let table = read(path).with_context(|| format!("the table {}", path.display()))?;
+    let mut table = read(path).with_context(|| format!("the table {}", path.display()))?;
+    let mut seen = stamps(path, &table);
     applied.apply(&table, driver);
     ready.ready();
     let said = |table: &FileTable| {
         let clients: BTreeSet<_> = table.entries.values().map(|e| &e.client).collect();
-        tracing::info!(prefixes = table.entries.len(), clients = clients.len(), "table read");
+        let keys = table.keys.len();
+        tracing::info!(prefixes = table.entries.len(), clients = clients.len(), keys, "table read");
         if table.authentication == Authentication::None {
-            tracing::warn!("authentication is None: whoever names a client's DUID is that client");
+            tracing::warn!(
+                "authentication is None: whoever names the DUID of a client without a key is that client"
+            );
         }
     };
     said(&table);
@@ -284,13 +319,15 @@ pub(super) async fn follow(
             () = tokio::time::sleep(LOOK) => false,
             _ = hangup.recv() => true,
         };
-        let stamp = stamp(path).ok();
-        if stamp == seen && !asked {
+        let present = stamps(path, &table);
+        if present == seen && !asked {
             continue;
         }
-        seen = stamp;
+        seen = present;
         match read(path) {
-            Ok(table) => {
+            Ok(new) => {
+                table = new;
+                seen = stamps(path, &table);
                 applied.apply(&table, driver);
                 said(&table);
             }

@@ -33,6 +33,30 @@ fn a_table_names_clients_by_uuid_or_by_the_bytes_of_their_duid() {
 }
 
 #[test]
+fn a_client_with_a_key_needs_no_addresses_and_its_keys_are_read_from_beside_the_table() {
+    let dir = tempfile::tempdir().unwrap();
+    let (path, key) = (dir.path().join("table.yaml"), dir.path().join("laptop.key"));
+    let text = "servicePrefixes: [2001:db8::/32]\nclients:\n\
+                - {duid: 000400112233, prefixes: [2001:db8:0:1::/64], key: laptop.key}\n";
+    std::fs::write(&path, text).unwrap();
+    assert!(format!("{:#}", read(&path).unwrap_err()).contains("laptop.key"));
+    std::fs::write(&key, format!("7 {}\n", "ab".repeat(32))).unwrap();
+    let private = std::os::unix::fs::PermissionsExt::from_mode(0o600);
+    std::fs::set_permissions(&key, private).unwrap();
+    let table = read(&path).unwrap();
+    let client = duid::parse("000400112233").unwrap();
+    assert_eq!(table.keys[&client], [Key::new(7, [0xab; 32])]);
+    assert!(table.entries.values().all(|e| e.addresses.is_empty()));
+    // A key that is changed is noticed, and the lease is not the row's that it was.
+    let before = stamps(&path, &table);
+    std::fs::write(&key, format!("7 {}\n8 {}\n", "ab".repeat(32), "cd".repeat(32))).unwrap();
+    assert_ne!(stamps(&path, &table), before);
+    assert_eq!(read(&path).unwrap().entries, table.entries, "leases go on");
+    let shown = format!("{table:?}");
+    assert!(!shown.contains("171") && !shown.to_lowercase().contains("abab"), "{shown}");
+}
+
+#[test]
 fn json_is_as_good_as_yaml_and_digits_alone_are_a_duid_too() {
     let table = FileTable::parse(
         r#"{"servicePrefixes": ["2001:db8::/32"], "authentication": "None", "leaseSeconds": 10,
@@ -63,7 +87,11 @@ fn what_is_wrong_is_named_with_its_line() {
             "line 7: this client is at line 3 already",
         ),
         ("192.0.2.1", "192.0.2.256", "line 6: \"192.0.2.256\" is no IP"),
-        ("  addresses: [2001:db8:77::1]\n", "", "line 7: the client has no addresses"),
+        (
+            "  addresses: [2001:db8:77::1]\n",
+            "",
+            "line 7: the client has neither a key nor addresses",
+        ),
         ("  name: laptop", "  nome: laptop", "line 4: "),
         ("servicePrefixes: [", "servicePrefixes: {", "line 1: "),
         ("clients:", "leaseSeconds: 3\nclients:", "line 2: leaseSeconds is at least"),

@@ -63,6 +63,15 @@ pub struct ServerArgs {
     /// Another Server of the link: hands clients over to this one, and takes them over.
     #[arg(long = "peer", env = "AERO_PEERS", value_delimiter = ',', value_name = "ADDRESS:PORT")]
     peers: Vec<SocketAddr>,
+    /// A Proxy, by underlay address and port: a client that is trusted to write link-layer addresses
+    /// of others.
+    #[arg(
+        long = "proxy",
+        env = "AERO_PROXIES",
+        value_delimiter = ',',
+        value_name = "ADDRESS:PORT"
+    )]
+    proxies: Vec<SocketAddr>,
     /// The deprecated model: relay DHCPv6 to this one central server, and keep no leases. See
     /// docs/interop.md.
     #[arg(long, value_name = "ADDRESS", value_parser = legacy::parse_address,
@@ -145,6 +154,9 @@ pub async fn run(args: ServerArgs) -> anyhow::Result<()> {
         server.set_reconfigure_secret(rand::rng().random());
         for relay in &args.relays {
             server.add_relay(ServerId::from_underlay(relay.ip()), (*relay).into());
+        }
+        for proxy in &args.proxies {
+            server.trust_proxy((*proxy).into(), true);
         }
         for peer in &args.peers {
             server.add_server_peer(ServerId::from_underlay(peer.ip()), (*peer).into());
