@@ -16,6 +16,7 @@ mod client;
 mod decode;
 mod legacy;
 mod net;
+mod security;
 mod server;
 mod stock;
 mod tester;
