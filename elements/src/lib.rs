@@ -22,6 +22,8 @@
 //! - Claim a row only in a test that would fail without the rule. Part of a row is no row: leave
 //!   it to the test that has the whole of it, or say which parts in several tests that each claim
 //!   the row only if the others exist.
+//! - Rows that stand for others ([`rows::DERIVED`]) are not claimed: they are shown when all of
+//!   those are.
 //! - Harnesses whose threads have no names (the lab's) use [`covers_in`] with the test's name.
 
 #![forbid(unsafe_code)]
@@ -68,6 +70,9 @@ pub fn covers_in(test: &str, ids: &[&str]) -> Covered {
 fn claim(test: &str, ids: &[&str], location: &Location<'_>) -> Covered {
     if let Some(id) = ids.iter().find(|id| rows::find(id).is_none()) {
         panic!("{location}: no element is called {id:?}; see elements/src/rows.rs");
+    }
+    if let Some(id) = ids.iter().find(|id| rows::derived(id).is_some()) {
+        panic!("{location}: {id:?} follows from other rows and is not claimed");
     }
     record(test, ids, location)
 }

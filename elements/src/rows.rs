@@ -19,9 +19,64 @@ const fn row(id: &'static str, what: &'static str) -> Row {
     Row { id, what }
 }
 
+/// A row that says no more than that others are shown: nobody claims it, it follows from all of
+/// those that it names.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Derived {
+    /// The row.
+    pub id: &'static str,
+    /// The rows that it stands for.
+    pub of: &'static [&'static str],
+}
+
+/// The rows that follow from others.
+pub const DERIVED: &[Derived] = &[
+    Derived {
+        id: "B5",
+        of: &[
+            "L1", "L2", "L3", "L4", "L5", "L5b", "L5c", "L6", "L7", "L8", "M1", "M2", "M3", "M4",
+            "M5", "M6", "M7", "M8",
+        ],
+    },
+    Derived {
+        id: "C2",
+        of: &[
+            "K1", "K1b", "K2", "K2 neg", "K2b", "K2c", "K3", "K3b", "K3c", "K3d", "K4", "K4b",
+            "K4c",
+        ],
+    },
+    Derived {
+        id: "V1",
+        of: &[
+            "E1", "E2", "E2 neg", "E3", "E4", "E5", "E6", "E7", "E8", "E9", "F1", "F2", "F3", "F4",
+        ],
+    },
+    Derived { id: "V2", of: &["K5", "L2", "L3"] },
+    Derived {
+        id: "V3",
+        of: &[
+            "L1", "L2", "L3", "L4", "L5", "L5b", "L5c", "L6", "L7", "L8", "M1", "M2", "M3", "M4",
+            "M5", "M6", "M7", "M8", "N1", "N2", "N3", "N4", "N5", "N6", "N6b", "N6c", "N6d",
+        ],
+    },
+    Derived { id: "V4", of: &["O1", "O2", "O3", "O4"] },
+    Derived { id: "V5", of: &["P1", "P2", "P3", "P4", "P5", "P5 neg"] },
+];
+
 /// Finds a row by its id.
 pub fn find(id: &str) -> Option<&'static Row> {
     ROWS.iter().find(|r| r.id == id)
+}
+
+/// The rows that a row follows from, if it does.
+pub fn derived(id: &str) -> Option<&'static [&'static str]> {
+    DERIVED.iter().find(|d| d.id == id).map(|d| d.of)
+}
+
+/// Those of the rows that `id` follows from which `shown` does not have; none if it is claimed
+/// like any other row.
+pub fn missing(id: &str, shown: impl Fn(&str) -> bool) -> Vec<&'static str> {
+    derived(id).unwrap_or_default().iter().copied().filter(|of| !shown(of)).collect()
 }
 
 /// All elements, in the order of the table.
