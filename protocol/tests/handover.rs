@@ -72,7 +72,7 @@ fn a_client_gets_its_lease_at_the_new_server_before_it_releases_the_old_one_thro
 
 #[test]
 fn the_old_server_sends_on_for_five_seconds_and_then_withdraws_and_no_packet_is_without_a_way() {
-    let _row = aero_elements::covers(&["L5b"]);
+    let _row = aero_elements::covers(&["L5b", "L6"]);
     let mut rig = Rig::standard();
     // What the Internetwork sends, at whatever Server the Relay uses at the time.
     let from_outside = |rig: &Rig| {
@@ -118,10 +118,47 @@ fn the_old_server_sends_on_for_five_seconds_and_then_withdraws_and_no_packet_is_
         ]
     );
     let times: Vec<_> = rig.updates.iter().filter(of_1).map(|u| u.at).collect();
+    let release = rig.sent.iter().find(|s| release_of(s).is_some()).unwrap();
+    assert!(times[1] <= release.at, "announced by the new one before the old one hears of it");
     let linger = times[2] - times[1];
     assert!((4..=6).contains(&linger.as_secs()), "{linger:?}");
     let why = |e: &server::Event| matches!(e, server::Event::Ended { why: Ended::HandedOver, .. });
     assert!(rig.places[&infra_at(S1)].server_events.iter().any(why));
+}
+
+#[test]
+fn a_hundred_moves_inside_a_server_are_no_business_of_the_relays() {
+    let _row = aero_elements::covers(&["L4"]);
+    let mut rig = Rig::standard();
+    rig.add_node(23, &[S1]);
+    rig.run(SECOND);
+    let updates = rig.updates.len();
+    // From node to node, the pod's name with it.
+    let mut node = 21;
+    for epoch in 2..102 {
+        let next = if node == 21 { 23 } else { 21 };
+        rig.map(1, epoch, &[node_at(next).ip]);
+        rig.run(SECOND / 4);
+        rig.attach(next, 1, epoch);
+        rig.run(SECOND / 10);
+        assert!(rig.reaches(22, 2, 1, node_at(next)), "move {epoch}");
+        rig.with_node(node, |n, now| n.detach(&duid(1), now));
+        node = next;
+    }
+    rig.run(SECOND * 60);
+    assert_eq!(rig.updates[updates..], [], "100 moves");
+    // And a node that only gets other underlay addresses.
+    for n in 0..100 {
+        let there = topology::l2(&format!("192.0.2.21:{}", 9000 + n));
+        rig.readdress(21, there);
+        rig.run(SECOND / 10);
+    }
+    assert_eq!(rig.updates[updates..], [], "100 addresses");
+    // A holder that does not come is withdrawn.
+    rig.map(1, 200, &[node_at(22).ip]);
+    rig.run(server::WITHDRAW_TIME + SECOND / 10);
+    let withdrawn = rig.updates[updates..].iter().map(|u| u.what).collect::<Vec<_>>();
+    assert_eq!(withdrawn, [Announcement::Withdraw(acp(1))]);
 }
 
 #[test]

@@ -49,6 +49,9 @@ use crate::wire::{WireError, dhcpv6};
 
 /// How long a claim that is newer than the Server's copy of the table waits for the table.
 pub const PARK_TIME: Duration = Duration::from_millis(500);
+/// How long an ACP is still announced after the table has named another holder. A new holder that
+/// asks here within that time costs BGP nothing: moves inside a Server are no business of Relays.
+pub const WITHDRAW_TIME: Duration = PARK_TIME;
 /// Most claims that wait at a time.
 const MAX_PARKED: usize = 4096;
 
@@ -161,6 +164,7 @@ enum Timer {
     Lease(IpNet),
     Departure(IpNet),
     Former(IpNet),
+    Withdraw(IpNet),
     Parked(Waiting),
     Link(IpNet, u8),
     Reconfigure(IpNet),
@@ -312,6 +316,7 @@ impl Server {
                 }
                 Timer::Departure(prefix) => self.advertise_departure(prefix, now),
                 Timer::Former(prefix) => self.forget_former(prefix),
+                Timer::Withdraw(prefix) => self.announcements.set(prefix, false),
                 Timer::Link(prefix, id) => self.solicit_link(prefix, id, now),
                 Timer::Reconfigure(prefix) => self.reconfigure_due(prefix, now),
                 Timer::Agent(at) => self.agent_due(at, now),

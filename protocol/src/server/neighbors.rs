@@ -88,6 +88,7 @@ impl Server {
         self.neighbors.insert(prefix, entry);
         self.by_address.insert(aero_address(prefix), prefix);
         self.timers.set(Timer::Lease(prefix), until);
+        self.timers.cancel(&Timer::Withdraw(prefix));
         self.announcements.set(prefix, true);
         self.tell_of_agent(prefix, !unchanged, now);
         if unchanged {
@@ -152,6 +153,11 @@ impl Server {
         if other_client || elsewhere {
             let from = (!entry.lingers).then_some(entry.link_layer);
             self.end_neighbor(prefix, Ended::HolderChanged);
+            // The new holder is about to ask, most often here.
+            if !other_client {
+                self.announcements.set(prefix, true);
+                self.timers.set(Timer::Withdraw(prefix), now + super::WITHDRAW_TIME);
+            }
             if let Some(from) = from {
                 self.depart(prefix, from, None, mapping.epoch, now);
             }
@@ -169,6 +175,7 @@ impl Server {
         self.change(Change::RemoveRoute { prefix });
         self.change(Change::RemoveSource { prefix });
         self.feed_removal(prefix);
+        self.timers.cancel(&Timer::Withdraw(prefix));
         self.announcements.set(prefix, false);
         self.event(Event::Ended { prefix, at: entry.link_layer, why });
     }

@@ -283,6 +283,15 @@ impl Rig {
         self.with_node(n, |node, now| node.add_link(link, preference, now));
     }
 
+    /// The node's first link has another underlay address from now on, as the node knows.
+    pub fn readdress(&mut self, n: u8, at: LinkLayerAddress) {
+        self.alias.insert(at, node_at(n));
+        let place = self.places.get_mut(&node_at(n)).unwrap();
+        place.links.insert(0, at);
+        place.used = 0;
+        self.with_node(n, |node, now| node.underlay_changed(now));
+    }
+
     pub fn node(&self, n: u8) -> &Node {
         match &self.places[&node_at(n)].role {
             Role::Node(node) => node,
