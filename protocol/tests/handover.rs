@@ -463,6 +463,67 @@ fn a_client_keeps_leases_at_two_servers_and_loses_nothing_when_one_dies() {
 /// Random hops of one Client among three Servers under loss, one of which may die: in the end it is
 /// reached where it is, by one way, and nothing is left behind anywhere.
 #[test]
+fn when_a_server_and_a_relay_die_together_all_is_reached_again_without_a_hand() {
+    let _row = aero_elements::covers(&["Q3"]);
+    const R2: u8 = 13;
+    // BGP's hold time, after which each side says that the other is gone (draft-ietf-rtgwg-atn-bgp
+    // recommends three seconds).
+    let hold = SECOND * 3;
+    let mut rig = Rig::standard();
+    rig.add_relay(R2);
+    rig.mesh();
+    for acp in [acp(1), acp(2)] {
+        let server = if acp == topology::acp(1) { S1 } else { S2 };
+        rig.with_relay(R2, |r| r.set_route(acp, id(server)).unwrap());
+    }
+    for node in [21, 22] {
+        for server in [S1, S2] {
+            rig.with_node(node, |n, now| n.add_server(infra_at(server), now));
+        }
+    }
+    rig.run(SECOND * 3);
+    let from_outside = |rig: &Rig, relay: u8| {
+        let table = &rig.places[&infra_at(relay)].table;
+        let source = "2001:db9::1".parse().unwrap();
+        let inner = aero_protocol::forwarding::Inner { source, destination: host(1) };
+        match table.egress(inner, rig.now) {
+            aero_protocol::forwarding::Disposition::Tunnel(to) => {
+                let way = rig.way_from(infra_at(relay), to, source, host(1));
+                way.1.is_ok() && way.0.last() == Some(&node_at(21))
+            }
+            _ => false,
+        }
+    };
+    assert!(from_outside(&rig, 10) && from_outside(&rig, R2));
+    rig.dead.extend([infra_at(S1), infra_at(10)]);
+    let died = rig.now;
+    let well = |rig: &Rig| {
+        let server = rig.node(21).default_server().unwrap();
+        let far = "2001:db9::1".parse().unwrap();
+        let outward = rig.way_from(node_at(21), server, host(1), far);
+        let inward = from_outside(rig, R2);
+        let pods = rig.reaches(21, 1, 2, node_at(22)) && rig.reaches(22, 2, 1, node_at(21));
+        inward && pods && outward.1.is_ok() && outward.0.last() == Some(&infra_at(R2))
+    };
+    assert!(!well(&rig), "it has to be noticed first");
+    rig.run(hold);
+    // What BGP says on either side; nobody else has to say anything.
+    rig.with_relay(R2, |r| r.set_usable(id(S1), false));
+    for server in [S1, S2] {
+        rig.with_server(server, |s, _| s.set_peer_usable(id(10), false));
+    }
+    while !well(&rig) {
+        rig.run(SECOND / 20);
+        assert!(rig.now < died + SECOND * 8, "not within eight seconds");
+    }
+    println!("a Server and a Relay died; all reached {:?} later", rig.now - died);
+    for _ in 0..60 {
+        rig.run(SECOND);
+        assert!(well(&rig));
+    }
+}
+
+#[test]
 fn random_hops_under_random_loss_end_at_the_last_server_and_leave_nothing_behind() {
     use rand::{Rng, SeedableRng};
     for seed in 0..60 {

@@ -222,6 +222,38 @@ fn when_the_best_link_dies_silently_the_next_takes_over_within_the_bound_of_nud(
 }
 
 #[test]
+fn a_session_goes_on_by_the_next_link_each_time_that_the_best_one_dies() {
+    let _row = aero_elements::covers(&["Q2"]);
+    let mut rig = three_links();
+    let within = SECOND * 6;
+    for (dies, next) in [(node_at(21), wireless()), (wireless(), metered())] {
+        rig.dead.insert(dies);
+        let (died, mut silent) = (rig.now, 0);
+        loop {
+            // Both directions of the session, twenty times a second.
+            let well = rig.reaches(21, 1, 2, node_at(22)) && rig.reaches(22, 2, 1, next);
+            silent = if well { 0 } else { silent + 1 };
+            rig.run(SECOND / 20);
+            if well {
+                break;
+            }
+            assert!(rig.now < died + within, "no way after {within:?}");
+        }
+        println!("{dies} died; by {next} after {:?}", rig.now - died);
+        // And stays so, with renewals and probes over what is left.
+        for _ in 0..100 {
+            rig.run(SECOND / 2);
+            assert!(rig.reaches(21, 1, 2, node_at(22)) && rig.reaches(22, 2, 1, next));
+        }
+    }
+    let muted = |e: &Event| matches!(e, Event::Muted { .. });
+    assert!(!rig.places[&node_at(21)].node_events.iter().any(muted));
+    let new = |e: &Event| matches!(e, Event::Delegated { new: true, .. });
+    let delegations = rig.places[&node_at(21)].node_events.iter().filter(|e| new(e)).count();
+    assert_eq!(delegations, 1, "one prefix from the start");
+}
+
+#[test]
 fn when_a_server_dies_the_link_is_not_blamed_for_long() {
     let mut rig = three_links();
     rig.with_node(21, |node, now| node.add_server(infra_at(12), now));

@@ -134,6 +134,8 @@ fn the_port_is_part_of_a_permanent_neighbours_identity() {
 
 #[test]
 fn a_solicitation_crosses_the_link_unchanged_and_its_answer_comes_back() {
+    // Of data: `a_server_carries_the_outer_header_on_and_never_touches_the_inner_one`.
+    let _row = aero_elements::covers(&["D7", "J2"]);
     let mut rig = Rig::standard();
     let before = rig.sent.len();
     let ns = solicitation(aero_address(acp(1)), aero_address(acp(2)));
@@ -144,6 +146,9 @@ fn a_solicitation_crosses_the_link_unchanged_and_its_answer_comes_back() {
     let answers = advertisements(&rig, before);
     let hops: Vec<_> = answers.iter().map(|(s, _)| s.to).collect();
     assert_eq!(hops, [infra_at(S2), infra_at(R1), infra_at(S1), node_at(21)]);
+    for sent in rig.since(before) {
+        assert_eq!(Packet::parse(&sent.packet).unwrap().hop_limit, 255);
+    }
 }
 
 #[test]

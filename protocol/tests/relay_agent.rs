@@ -270,6 +270,71 @@ fn a_client_that_moved_is_followed_and_a_prefix_of_lifetime_zero_is_withdrawn() 
     assert_eq!(bench.events.last(), Some(&ended));
 }
 
+/// The default mode beside it: a Client that goes from S1 to S2, and one with leases at both.
+#[path = "common/topology.rs"]
+mod topology;
+
+#[test]
+fn a_client_that_went_elsewhere_leaves_a_stale_route_until_its_timer() {
+    let _row = aero_elements::covers(&["T5"]);
+    // Two relaying Servers; the Client goes from the first to the second. Nothing in the
+    // deprecated model tells the first one of it.
+    let (mut first, mut second) = (Bench::new(), Bench::new());
+    let there = l2("192.0.2.33:8060");
+    first.bind(l2(HERE), 40);
+    second.bind(there, 40);
+    first.wait(REACHABLE_TIME - Duration::from_secs(1));
+    assert_eq!(first.forwards_to(), Some(l2(HERE)), "where nobody is any more");
+    first.wait(Duration::from_secs(1));
+    assert_eq!(first.forwards_to(), None);
+    let ended = Event::Ended { prefix: acp(), at: l2(HERE), why: Ended::Silent };
+    assert_eq!(first.events.last(), Some(&ended));
+    // The default mode: the first Server sends on from the Release on, and lets go in five seconds.
+    use topology::{Rig, SECOND, host, infra_at, node_at};
+    let mut rig = Rig::standard();
+    rig.with_node(21, |node, now| {
+        node.add_server(infra_at(12), now);
+        node.leave_server(infra_at(11), now);
+    });
+    rig.run(SECOND / 10);
+    let late = |rig: &Rig| rig.way_from(infra_at(10), infra_at(11), host(2), host(1));
+    assert_eq!(late(&rig), (vec![infra_at(11), infra_at(12), node_at(21)], Ok(())));
+    rig.run(SECOND * 6);
+    assert!(late(&rig).1.is_err());
+}
+
+#[test]
+fn a_lease_of_the_central_server_is_worth_nothing_at_another_server() {
+    let _row = aero_elements::covers(&["T6"]);
+    let (mut first, mut second) = (Bench::new(), Bench::new());
+    first.bind(l2(HERE), 40);
+    assert_eq!(first.forwards_to(), Some(l2(HERE)));
+    // The lease is the central server's, the way is the Server's that passed the Reply on: the
+    // other has none, and neither a solicitation nor a Release through it makes or ends one.
+    assert_eq!(second.forwards_to(), None);
+    let rs = Nd {
+        source: aero_address(acp()),
+        destination: SERVER_ANYCAST,
+        message: NdMessage::RouterSolicitation,
+        options: vec![],
+    };
+    second.incoming(l2(HERE), &rs.emit().unwrap());
+    assert!(second.sent.is_empty());
+    assert_eq!(second.forwards_to(), None);
+    // The first dies. Only a new exchange with the central server gives the second a way.
+    second.bind(l2(HERE), 40);
+    assert_eq!(second.forwards_to(), Some(l2(HERE)));
+    // The default mode: two leases at a time, and the death of one Server needs no exchange.
+    use topology::{Rig, SECOND, host, infra_at, node_at};
+    let mut rig = Rig::standard();
+    rig.with_node(21, |node, now| node.add_server(infra_at(12), now));
+    rig.run(SECOND);
+    assert_eq!(rig.bound(21, 1), [infra_at(11), infra_at(12)]);
+    rig.dead.insert(infra_at(11));
+    let way = rig.way_from(infra_at(10), infra_at(12), host(2), host(1));
+    assert_eq!(way, (vec![infra_at(12), node_at(21)], Ok(())));
+}
+
 #[test]
 fn what_is_not_a_clients_message_or_the_servers_reply_is_dropped_without_a_trace() {
     let mut bench = Bench::new();
