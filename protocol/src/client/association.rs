@@ -307,7 +307,7 @@ impl Node {
         let gives_up = sent >= u32::from(MAX_RETRY) && link != self.links.used();
         match phase {
             Phase::Bound => self.begin(id, server, Phase::Renewing, now),
-            Phase::Rebinding if gives_up && !past_t2 => self.link_is_silent(id, server, now),
+            Phase::Rebinding if gives_up => self.link_is_silent(id, server, now),
             Phase::Renewing | Phase::Rebinding if expired => self.solicit(id, server, now),
             Phase::Renewing if past_t2 => self.begin(id, server, Phase::Rebinding, now),
             Phase::Releasing if sent >= RELEASE.count => self.released(id, server),

@@ -292,7 +292,10 @@ impl Node {
         if a.lease.is_none() {
             return;
         }
-        let stuck = self.links.all.get(&a.link).is_none_or(|s| !s.live) && a.link != link;
+        // Only for the link in use: two dead links that are tried in turn would keep each other,
+        // and the lease's renewal, from ever coming to an end.
+        let dead = self.links.all.get(&a.link).is_none_or(|s| !s.live);
+        let stuck = dead && a.link != link && link == self.links.used;
         if a.phase == Phase::Bound || (stuck && a.phase != Phase::Releasing) {
             a.moves();
             a.tells = default;

@@ -289,7 +289,7 @@ impl Rig {
         let place = self.places.get_mut(&node_at(n)).unwrap();
         place.links.insert(0, at);
         place.used = 0;
-        self.with_node(n, |node, now| node.underlay_changed(now));
+        self.with_node(n, Node::underlay_changed);
     }
 
     pub fn node(&self, n: u8) -> &Node {
