@@ -9,7 +9,7 @@ mod cases;
 
 use std::path::PathBuf;
 
-use cases::{Context, api, cli, cni, direct, lab, moves, underlay};
+use cases::{Context, api, cli, cni, direct, lab, moves, services, underlay};
 use libtest_mimic::{Arguments, Failed, Trial};
 
 type Case = fn(&Context) -> anyhow::Result<()>;
@@ -25,10 +25,12 @@ const LAB: &[(&str, Case)] = &[
     ("a_pod_that_is_not_enrolled_keeps_its_primary_network_untouched", moves::not_enrolled),
     ("bad_input_to_the_plugin_gets_the_specifications_error_codes", cni::error_codes),
     ("cnitool_drives_the_plugin_as_a_sole_delegate", cni::cnitool),
+    ("services_work_from_and_to_enrolled_pods_in_both_modes_of_kube_proxy", services::both_modes),
     (
         "pods_on_different_nodes_talk_straight_and_the_servers_counters_stand_still",
         direct::counters_stand_still,
     ),
+    ("an_underlay_that_stops_carrying_ip_in_ip_gets_udp_within_a_second", direct::without_ip_in_ip),
     ("with_direct_paths_cut_pods_talk_by_the_servers_and_straight_again_afterwards", direct::cut),
     (
         "a_move_whose_advertisements_are_all_lost_heals_within_three_seconds",

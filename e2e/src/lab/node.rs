@@ -179,7 +179,8 @@ state = "/run/containerd"
         "apiVersion": "kubeproxy.config.k8s.io/v1alpha1", "kind": "KubeProxyConfiguration",
         "clientConnection": {"kubeconfig": pki("proxy.kubeconfig")},
         "hostnameOverride": node,
-        "mode": "nftables",
+        // Both modes that kube-proxy has are there, in any lab of three.
+        "mode": if node.ends_with('3') { "iptables" } else { "nftables" },
         "clusterCIDR": lab.options.underlay.pick("198.18.0.0/16", "2001:db8:1000::/48"),
         // The limits are the machine's, which the lab leaves alone.
         "conntrack": {"maxPerCore": 0, "min": 0, "tcpEstablishedTimeout": "0s", "tcpCloseWaitTimeout": "0s"},

@@ -13,6 +13,8 @@ use super::{Context, Shared};
 
 /// Three unanswered solicitations, a second apart.
 const NUD: Duration = Duration::from_secs(3);
+/// How long IP-in-IP is relied on without an answer to a probe.
+const PROVEN: Duration = Duration::from_secs(1);
 /// What a loaded machine may add to it.
 const SLACK: Duration = Duration::from_secs(2);
 /// Longest time between attempts on a path that was dead, and the exchange.
@@ -113,10 +115,42 @@ pub fn counters_stand_still(context: &Context) -> anyhow::Result<()> {
     );
     ensure!(answers >= usize::try_from(3 * BUSY)?, "only {answers} answers in 3 s");
     ensure!(paths(shared)?.contains("\"direct\""), "{}", paths(shared)?);
+    shared.cluster.wait_until("tunnels between agents have no UDP", BACK, || {
+        let mut all = true;
+        for node in shared.lab().nodes() {
+            let url = "http://127.0.0.1:9061/debug/node";
+            let page = shared.lab().run(&node, &["curl", "-s", "-m", "3", url])?;
+            let page: Value = serde_json::from_str(&page)?;
+            let list = page["neighbors"].as_array().context("no neighbours in the report")?;
+            all &= list.iter().any(|n| n["ipInIp"] == true);
+        }
+        Ok(all)
+    })?;
     context.note(format!(
         "direct paths: {answers} answers in 3 s, of which Servers forwarded {forwarded} packets; found direct after {} ms",
         after.as_millis()
     ));
+    Ok(())
+}
+
+/// The underlay stops carrying IP-in-IP, and carries UDP.
+pub fn without_ip_in_ip(context: &Context) -> anyhow::Result<()> {
+    let shared = context.shared()?;
+    wait_for_direct(shared, BACK)?;
+    let began = micros();
+    let fault = shared.lab().drop_in_fabric(fabric::IP_IN_IP)?;
+    std::thread::sleep(2 * SLACK);
+    let silence = longest_silence(shared, began)?;
+    ensure!(fault.dropped()? > 0, "there was no IP-in-IP to drop");
+    ensure!(
+        silence <= PROVEN + SLACK,
+        "{} ms without an answer: {}",
+        silence.as_millis(),
+        paths(shared)?
+    );
+    drop(fault);
+    wait_for_direct(shared, BACK)?;
+    context.note(format!("IP-in-IP dropped: silent for {} ms at most", silence.as_millis()));
     Ok(())
 }
 

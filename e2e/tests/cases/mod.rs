@@ -7,6 +7,7 @@ pub mod direct;
 pub mod faults;
 pub mod lab;
 pub mod moves;
+pub mod services;
 pub mod underlay;
 
 use std::path::PathBuf;
