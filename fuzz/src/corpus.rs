@@ -9,8 +9,9 @@ use aero_protocol::wire::aero_options::{AeroOption, Claim};
 use aero_protocol::wire::dhcpv6::{
     IaNa, IaPd, Kind, Message, OPTION_SOL_MAX_RT, OPTION_VENDOR_OPTS, Prefix, Status, StatusCode,
 };
-use aero_protocol::wire::ip;
+use aero_protocol::wire::ip::{self, Packet, Payload};
 use aero_protocol::wire::nd::{LinkLayerOption, Nd, NdMessage, NdOption};
+use aero_protocol::wire::signature::{self, Covered, Key, SECRET, Signature};
 use anyhow::{Context, Result};
 use ipnet::IpNet;
 use uuid::Uuid;
@@ -80,6 +81,11 @@ pub fn seeds() -> Vec<(String, Vec<u8>)> {
         Kind::InformationRequest,
     ] {
         all.push((format!("dhcpv6-{kind:?}").to_lowercase(), dhcp(kind, 1)));
+    }
+    for (name, kind) in
+        [("dhcpv6-signed-rebind", Kind::Rebind), ("dhcpv6-signed-reply", Kind::Reply)]
+    {
+        all.push((name.into(), signed(&dhcp(kind, 1), 1, 1, Some(9))));
     }
     let address = LinkLayerAddress::new("192.0.2.21".parse().unwrap(), 8061);
     let link = |address| LinkLayerOption { link_id: 0, preference: 255, address };
@@ -155,6 +161,33 @@ pub fn seeds() -> Vec<(String, Vec<u8>)> {
     all.push(("shim".into(), vec![0x02, 41, 0, 1, 0, 0, 0, 1, 0x60, 0, 0, 0]));
     all.push(("first-edition".into(), vec![0x00, 0x00, 0, 64, 0, 0, 0, 1]));
     all
+}
+
+/// The key of a client of the fuzzed link.
+pub fn key(client: u16) -> Key {
+    Key::new(1, [u8::try_from(client).unwrap_or(u8::MAX); SECRET])
+}
+
+/// A packet signed with a client's key; `again` as in a Server's answer to another session.
+pub fn signed(packet: &[u8], session: u64, counter: u64, again: Option<u64>) -> Vec<u8> {
+    let p = Packet::parse(packet).unwrap();
+    let Payload::Udp { source, destination, data } = p.payload else { return packet.to_vec() };
+    let mut m = Message::parse(data).unwrap();
+    let client = m.client.as_ref().and_then(Duid::uuid).map_or(0, |u| u.as_u128() & 0xffff);
+    let option = Signature { key: 1, session, counter, bound: false, digest: [0; 32] };
+    m.aero.push(AeroOption::Signature(option));
+    m.aero.extend(again.map(AeroOption::Again));
+    let mut data = m.emit().unwrap();
+    let covered = Covered { source: p.source, destination: p.destination, outer: None };
+    let key = key(u16::try_from(client).unwrap_or(0));
+    signature::sign(&mut data, &covered, &key).unwrap();
+    ip::udp((p.source, source), (p.destination, destination), &data).unwrap()
+}
+
+/// The signature of a packet, if it is a signed DHCPv6 message.
+pub fn signature_of(packet: &[u8]) -> Option<Signature> {
+    let Payload::Udp { data, .. } = Packet::parse(packet).ok()?.payload else { return None };
+    Signature::of(&Message::parse(data).ok()?).ok()?.copied()
 }
 
 /// A DHCPv6 packet with most of what it can hold.

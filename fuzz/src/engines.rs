@@ -10,7 +10,7 @@ use aero_protocol::client::{self, ClientSpec, Node};
 use aero_protocol::forwarding::{Inner, Table};
 use aero_protocol::relay::{self, Relay};
 use aero_protocol::server::{self, Authentication, Holder, Mapping, Server};
-use aero_protocol::wire::aero_options::Claim;
+use aero_protocol::wire::aero_options::{AeroOption, Claim};
 use aero_protocol::wire::dhcpv6::Kind;
 use rand::Rng;
 use rand::rngs::StdRng;
@@ -19,6 +19,8 @@ use crate::corpus::{self, duid, holder, prefix};
 use crate::mutate;
 
 const CLIENTS: u16 = 6;
+/// Those of them that have keys.
+const KEYED: [u16; 2] = [5, 6];
 const STEPS: usize = 120;
 
 fn ip(last: u8) -> IpAddr {
@@ -71,18 +73,47 @@ pub fn server(corpus: &[Vec<u8>], rng: &mut StdRng) {
         lease: Duration::from_secs(40),
         authentication: Authentication::NodeAddress,
     });
+    engine.set_reconfigure_secret(rng.random());
+    for client in KEYED {
+        engine.set_keys(duid(client), vec![corpus::key(client)]);
+    }
+    // The session, once the Server has told it, and the last counter.
+    let (mut session, mut counter) = (1, 0);
+    // What somebody on the way has heard, and may say again.
+    let mut heard: Vec<Vec<u8>> = Vec::new();
     let mut table = Table::default();
     let mut strangers = Balance::default();
     for _ in 0..STEPS {
         let client = rng.random_range(1..=CLIENTS);
+        // Whether what comes now may move a Client that has a key.
+        let mut proved = false;
         match rng.random_range(0..12) {
-            0 => engine.set_mapping(mapping(client, rng), now),
+            0 => {
+                engine.set_mapping(mapping(client, rng), now);
+                // A signed message may have waited for this row.
+                proved = counter > 0;
+            }
             1 => engine.remove_mapping(prefix(client)),
             2 => wait(&mut now, rng),
             3 => engine.retain_mappings(&[prefix(client), prefix(1)]),
             n => {
                 let from = peer(rng, &[21, 22]);
-                let bytes = if n < 8 { good(client, rng) } else { mutate::packet(corpus, rng) };
+                let mut bytes = if n < 8 { good(client, rng) } else { mutate::packet(corpus, rng) };
+                if n < 8 && rng.random_bool(0.5) {
+                    counter += 1;
+                    let again = rng.random_bool(0.1).then_some(counter);
+                    bytes = corpus::signed(&bytes, session, counter, again);
+                    proved = true;
+                    if rng.random_bool(0.2) {
+                        let at = rng.random_range(48..bytes.len());
+                        bytes[at] ^= 1 << rng.random_range(0..8);
+                        mutate::make_right(&mut bytes);
+                        proved = false;
+                    }
+                    heard.push(bytes.clone());
+                } else if n < 8 && !heard.is_empty() && rng.random_bool(0.2) {
+                    bytes.clone_from(&heard[rng.random_range(0..heard.len())]);
+                }
                 if from.ip != ip(21) && from.ip != ip(22) {
                     strangers.received(from, bytes.len());
                 }
@@ -100,8 +131,13 @@ pub fn server(corpus: &[Vec<u8>], rng: &mut StdRng) {
                     if to.ip != ip(21) && to.ip != ip(22) {
                         strangers.sent(to, packet.len());
                     }
+                    session = corpus::signature_of(&packet).map_or(session, |s| s.session);
                 }
                 Output::Forward(change) => table.apply(&change),
+                Output::Event(server::Event::Associated { prefix, .. }) => {
+                    let keyed = KEYED.iter().any(|n| corpus::prefix(*n) == prefix);
+                    assert!(proved || !keyed, "{prefix} moved without a signature");
+                }
                 Output::Event(_) => {}
             }
         }
@@ -158,7 +194,12 @@ pub fn node(corpus: &[Vec<u8>], rng: &mut StdRng) {
     let mut asked: Vec<(LinkLayerAddress, Vec<u8>)> = Vec::new();
     // A Server may say anything about anybody.
     let mut introduced = false;
+    for client in KEYED {
+        engine.set_key(duid(client), Some(corpus::key(client)));
+    }
     for _ in 0..STEPS {
+        // Whether what comes now is a Server's whole answer.
+        let mut answered = false;
         let client = rng.random_range(1..=CLIENTS);
         let server = servers[rng.random_range(0..servers.len())];
         match rng.random_range(0..16) {
@@ -188,10 +229,12 @@ pub fn node(corpus: &[Vec<u8>], rng: &mut StdRng) {
             8..=11 if !asked.is_empty() => {
                 let (to, question) = asked.swap_remove(rng.random_range(0..asked.len()));
                 if let Some(mut answer) = answer(&question) {
+                    answered = true;
                     if rng.random_bool(0.2) {
                         let at = rng.random_range(48..answer.len());
                         answer[at] ^= 1 << rng.random_range(0..8);
                         mutate::make_right(&mut answer);
+                        answered = false;
                     }
                     engine.handle_packet(to, &answer, now);
                 }
@@ -222,6 +265,10 @@ pub fn node(corpus: &[Vec<u8>], rng: &mut StdRng) {
                     }
                 }
                 Output::Forward(change) => table.apply(&change),
+                Output::Event(client::Event::Delegated { client, .. }) => {
+                    let keyed = KEYED.iter().any(|n| duid(*n) == client);
+                    assert!(answered || !keyed, "{client} believed what is not signed");
+                }
                 Output::Event(_) => {}
             }
         }
@@ -304,6 +351,8 @@ fn answer(question: &[u8]) -> Option<Vec<u8>> {
     match packet.payload {
         Payload::Udp { data, .. } => {
             let mut m = Message::parse(data).ok()?;
+            let signature = corpus::signature_of(question);
+            m.aero.retain(|o| !matches!(o, AeroOption::Signature(_)));
             m.kind = Kind::Reply;
             m.server = Some(corpus::server_duid());
             for ia in &mut m.ia_pd {
@@ -312,7 +361,12 @@ fn answer(question: &[u8]) -> Option<Vec<u8>> {
                     (p.preferred, p.valid) = (40, 40);
                 }
             }
-            ip::udp((server, 547), (packet.source, 546), &m.emit().ok()?).ok()
+            let answer = ip::udp((server, 547), (packet.source, 546), &m.emit().ok()?).ok()?;
+            Some(match signature {
+                Some(s) if s.session == 0 => corpus::signed(&answer, 5, s.counter, Some(10)),
+                Some(s) => corpus::signed(&answer, s.session, s.counter, None),
+                None => answer,
+            })
         }
         Payload::Icmpv6 { .. } => {
             let nd = Nd::parse(&packet).ok()?;

@@ -11,6 +11,7 @@ use aero_protocol::wire::encapsulation::demux;
 use aero_protocol::wire::icmp_error;
 use aero_protocol::wire::ip::{Packet, Payload};
 use aero_protocol::wire::nd::Nd;
+use aero_protocol::wire::signature::{self, Covered, Key, SECRET};
 use aero_protocol::wire::{Class, classify};
 
 /// Parses `bytes` by all parsers.
@@ -53,5 +54,13 @@ fn message(data: &[u8]) {
     if let Ok(m) = dhcpv6::Message::parse(data) {
         let again = m.emit().expect("what was parsed can be written");
         assert_eq!(dhcpv6::Message::parse(&again).as_ref(), Ok(&m));
+    }
+    // Whatever it is: no key finds its signature right that did not make it.
+    let nobody = Ipv6Addr::UNSPECIFIED;
+    let covered = Covered { source: nobody, destination: nobody, outer: None };
+    assert!(!signature::verify(data, &covered, &Key::new(1, [0x77; SECRET])));
+    let mut copy = data.to_vec();
+    if signature::sign(&mut copy, &covered, &Key::new(1, [0x77; SECRET])).is_ok() {
+        assert!(signature::verify(&copy, &covered, &Key::new(1, [0x77; SECRET])));
     }
 }

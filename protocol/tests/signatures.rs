@@ -327,6 +327,15 @@ fn a_client_with_a_key_believes_its_servers_only_even_from_their_own_address() {
     let covered = Covered { source: p.source, destination: p.destination, outer: None };
     signature::sign(&mut data, &covered, &Key::new(1, [8; 32])).unwrap();
     forged.push(with_data(&reply, &data));
+    // With the key, but as the answer to another message: what the Server said to that one.
+    let signature = signature_of(&good).unwrap();
+    for counter in [signature.counter - 1, signature.counter + 1] {
+        m.aero.retain(|o| !matches!(o, AeroOption::Signature(_)));
+        m.aero.push(AeroOption::Signature(Signature { counter, ..signature }));
+        let mut data = m.emit().unwrap();
+        signature::sign(&mut data, &covered, &key(1)).unwrap();
+        forged.push(with_data(&reply, &data));
+    }
     for packet in forged {
         link.node(node).events.clear();
         let now = link.now;
