@@ -8,6 +8,7 @@ use std::path::Path;
 
 use aero_protocol::wire::signature::{Key, SECRET};
 use anyhow::{Context as _, bail};
+use zeroize::Zeroizing;
 
 /// Reads a key file.
 ///
@@ -19,7 +20,7 @@ pub fn read(path: &Path) -> anyhow::Result<Vec<Key>> {
         if mode & 0o007 != 0 {
             bail!("everybody may read or write it (chmod o= {})", path.display());
         }
-        parse(&std::fs::read_to_string(path)?)
+        parse(&Zeroizing::new(std::fs::read_to_string(path)?))
     };
     load().with_context(|| format!("the key file {}", path.display()))
 }
@@ -51,11 +52,11 @@ fn key(line: &str) -> Option<Key> {
     if digits.len() != SECRET * 2 || !digits.bytes().all(|b| b.is_ascii_hexdigit()) {
         return None;
     }
-    let mut secret = [0; SECRET];
+    let mut secret = Zeroizing::new([0; SECRET]);
     for (byte, pair) in secret.iter_mut().zip(digits.as_bytes().chunks(2)) {
         *byte = u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok()?;
     }
-    Some(Key::new(id.parse().ok()?, secret))
+    Some(Key::new(id.parse().ok()?, *secret))
 }
 
 #[cfg(test)]

@@ -441,6 +441,31 @@ fn a_new_key_comes_before_the_old_one_goes() {
 }
 
 #[test]
+fn the_key_of_one_client_is_no_good_for_the_duid_of_another() {
+    let _row = aero_elements::covers(&["I3"]);
+    let mut link = keyed(&[11, 12]);
+    let node = node_address(21);
+    // Both are at home on this node, so the address tells nothing.
+    link.map(2, 1, node);
+    for server in link.servers() {
+        // Under the same number, so that only the secret differs.
+        link.server(server).engine.set_keys(duid(2), vec![Key::new(1, [2; 32])]);
+    }
+    for n in [1, 2] {
+        link.node(node).engine.set_key(duid(n), Some(key(1)));
+        link.attach(node, n, 1);
+    }
+    link.run(SECOND);
+    assert_eq!((link.is_bound(node, 1), link.is_bound(node, 2)), (2, 0));
+    assert!(faults(&mut link, 11).contains(&Fault::Wrong));
+    assert!(faults(&mut link, 12).contains(&Fault::Wrong));
+    link.node(node).engine.set_key(duid(2), Some(Key::new(1, [2; 32])));
+    link.attach(node, 2, 1);
+    link.run(SECOND);
+    assert_eq!(link.is_bound(node, 2), 2);
+}
+
+#[test]
 fn without_keys_nothing_is_signed_and_all_is_as_before() {
     let mut link = keyed(&[11]);
     let server = server_address(11);

@@ -11,7 +11,7 @@ use aero_protocol::forwarding::{Change, Table};
 use aero_protocol::{client, server};
 use uuid::Uuid;
 
-use crate::authority::Known;
+use crate::authority::{Known, duid, key};
 use crate::clock::{Clock, Time};
 use crate::network::Index;
 
@@ -183,13 +183,22 @@ impl Member {
                 seed,
                 optimize: true,
             }))),
-            Kind::Server => Engine::Server(Box::new(server::Server::new(server::Config {
-                id: ServerId::from_underlay(self.outer.ip),
-                duid: Duid::from_uuid(Uuid::from_u128((index as u128 + 1) << 100)),
-                asps,
-                lease: Duration::from_secs(40),
-                authentication: server::Authentication::NodeAddress,
-            }))),
+            Kind::Server => {
+                let mut engine = server::Server::new(server::Config {
+                    id: ServerId::from_underlay(self.outer.ip),
+                    duid: Duid::from_uuid(Uuid::from_u128((index as u128 + 1) << 100)),
+                    asps,
+                    lease: Duration::from_secs(40),
+                    authentication: server::Authentication::NodeAddress,
+                });
+                let mut secret = [0; 32];
+                secret[..8].copy_from_slice(&seed.to_be_bytes());
+                engine.set_reconfigure_secret(secret);
+                for client in 0..self.known.len() {
+                    engine.set_keys(duid(client), key(client).into_iter().collect());
+                }
+                Engine::Server(Box::new(engine))
+            }
         }
     }
 }

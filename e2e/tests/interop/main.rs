@@ -14,6 +14,7 @@
 
 mod client;
 mod decode;
+mod forgery;
 mod legacy;
 mod net;
 mod security;
