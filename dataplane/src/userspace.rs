@@ -6,6 +6,7 @@
 mod batch;
 mod feedback;
 mod transmit;
+mod waiting;
 
 use std::io;
 use std::net::IpAddr;
@@ -14,7 +15,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use aero_protocol::address::LinkLayerAddress;
-use aero_protocol::forwarding::{Change, Disposition, Drop, Inner, Table};
+use aero_protocol::forwarding::{Change, Disposition, Drop, Held, Inner, Table};
 use aero_protocol::tunnel::ecn::{self, Ecn};
 use aero_protocol::tunnel::header::{self, Outer};
 use aero_protocol::tunnel::path::{self, Paths};
@@ -71,6 +72,7 @@ pub struct Config {
 struct State {
     table: Table,
     paths: Paths,
+    held: Held<waiting::Waiting>,
 }
 
 /// A user-space forwarder.
@@ -88,6 +90,7 @@ pub struct Forwarder {
     triggers: OnceLock<Triggers>,
     ip_in_ip: OnceLock<Arc<IpInIp>>,
     ip_in_ip_opened: Notify,
+    released: waiting::Released,
 }
 
 impl Forwarder {
@@ -109,7 +112,12 @@ impl Forwarder {
         config: Config,
     ) -> Arc<Self> {
         Arc::new(Self {
-            state: RwLock::new(State { table: Table::default(), paths: Paths::new(config.paths) }),
+            state: RwLock::new(State {
+                table: Table::default(),
+                paths: Paths::new(config.paths),
+                held: Held::default(),
+            }),
+            released: waiting::Released::default(),
             reassembler: Mutex::new(Reassembler::new(config.reassembly)),
             identification: AtomicU32::new(rand::random()),
             errors: Mutex::default(),
@@ -170,6 +178,8 @@ impl Forwarder {
         }
         let this = Arc::clone(&self);
         tasks.spawn(async move { this.serve_probes().await });
+        let this = Arc::clone(&self);
+        tasks.spawn(async move { this.serve_released().await });
         let this = Arc::clone(&self);
         tasks.spawn(async move { this.await_ip_in_ip().await });
         let this = Arc::clone(&self);
@@ -334,6 +344,11 @@ impl Forwarder {
 
     /// A packet of this node's network layer.
     async fn egress<'a>(&self, packet: &'a [u8], out: &mut Out<'a>) {
+        self.go_on().await;
+        self.leave(packet, out).await;
+    }
+
+    async fn leave<'a>(&self, packet: &'a [u8], out: &mut Out<'a>) {
         let (Some(inner), Some(outer)) = (Inner::of(packet), Outer::entering(packet)) else {
             self.counters.dropped(Drop::Malformed);
             return;
@@ -344,6 +359,7 @@ impl Forwarder {
             Disposition::Tunnel(to) => self.forward(to, packet, outer, out).await,
             Disposition::Deliver => self.counters.dropped(Drop::NoRoute),
             Disposition::Drop(why) => self.refuse(why, packet).await,
+            Disposition::Hold { prefix, first } => self.wait((prefix, first), None, packet, outer),
         }
         if egress.by_server
             && let Some(triggers) = self.triggers.get()
@@ -354,6 +370,17 @@ impl Forwarder {
 
     /// A user's packet out of a tunnel. `packet` may have padding behind it.
     async fn ingress<'a>(
+        &self,
+        from: LinkLayerAddress,
+        packet: &'a mut [u8],
+        outer: Outer,
+        out: &mut Out<'a>,
+    ) {
+        self.go_on().await;
+        self.pass(from, packet, outer, out).await;
+    }
+
+    async fn pass<'a>(
         &self,
         from: LinkLayerAddress,
         packet: &'a mut [u8],
@@ -381,6 +408,9 @@ impl Forwarder {
                 }
             }
             Disposition::Drop(why) => self.refuse(why, packet).await,
+            Disposition::Hold { prefix, first } => {
+                self.wait((prefix, first), Some(from), packet, outer);
+            }
         }
     }
 
@@ -430,7 +460,7 @@ impl Forwarder {
 
 impl ForwardingTable for Forwarder {
     fn apply(&self, change: &Change) {
-        self.change(|state| state.table.apply(change));
+        self.change(|state| self.released.apply(state, change));
     }
 
     fn take_used(&self) -> Vec<(IpNet, IpNet)> {

@@ -15,8 +15,10 @@ use prefix_trie::PrefixMap;
 use crate::address::{LinkLayerAddress, prefix_of_aero_address};
 
 mod direct;
+mod held;
 
 use direct::DirectPaths;
+pub use held::{Held, MAX_HELD};
 
 /// Where an inner packet goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -27,6 +29,13 @@ pub enum NextHop {
     Neighbor(LinkLayerAddress),
     /// Nowhere, and the source is to be told: a Relay's black hole for a service prefix.
     Unreachable,
+    /// Nowhere yet: a Client is between two Proxies. The forwarder keeps the packets ([`Held`])
+    /// until the route changes, and then looks them up again: those that came from `first` before
+    /// the others.
+    Hold {
+        /// The Proxy that the Client comes from.
+        first: Option<LinkLayerAddress>,
+    },
 }
 
 /// A route for inner destinations.
@@ -195,6 +204,13 @@ pub enum Disposition {
     Tunnel(LinkLayerAddress),
     /// Drop it and count why.
     Drop(Drop),
+    /// Keep it until the route of `prefix` changes ([`Held`]).
+    Hold {
+        /// What the packet is for.
+        prefix: IpNet,
+        /// Ahead of those that came another way.
+        first: bool,
+    },
 }
 
 /// Source and destination of an inner packet.
@@ -442,7 +458,12 @@ impl Table {
         if let Some(to) = self.direct.take(own, inner.destination, now) {
             return Egress { disposition: Disposition::Tunnel(to), by_server: false };
         }
-        match self.live_route(inner.destination, now).map(|(_, r)| r.to) {
+        let route = self.live_route(inner.destination, now);
+        match route.map(|(_, r)| r.to) {
+            Some(NextHop::Hold { .. }) => {
+                let prefix = route.map_or(own, |(prefix, _)| prefix);
+                Egress { disposition: Disposition::Hold { prefix, first: false }, by_server: false }
+            }
             Some(NextHop::Neighbor(to)) => {
                 Egress { disposition: Disposition::Tunnel(to), by_server: true }
             }
@@ -463,10 +484,11 @@ impl Table {
         if !self.accepts(from, inner, now) {
             return Disposition::Drop(Drop::OriginRefused);
         }
-        let Some((_, route)) = self.live_route(inner.destination, now) else {
+        let Some((prefix, route)) = self.live_route(inner.destination, now) else {
             return Disposition::Drop(Drop::NoRoute);
         };
         match route.to {
+            NextHop::Hold { first } => Disposition::Hold { prefix, first: first == Some(from) },
             NextHop::Local => Disposition::Deliver,
             NextHop::Unreachable => Disposition::Drop(Drop::Unreachable),
             NextHop::Neighbor(_) if !route.transit => Disposition::Drop(Drop::NotForUs),

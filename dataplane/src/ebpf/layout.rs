@@ -253,7 +253,8 @@ pub fn route(prefix: IpNet, route: &Route, behind: Option<Behind>, slot: u16) ->
     let (kind, to) = match route.to {
         NextHop::Local => (LOCAL, [0; 20]),
         NextHop::Neighbor(to) => (NEIGHBOR, l2_with(to, slot)),
-        NextHop::Unreachable => (UNREACHABLE, [0; 20]),
+        // Both are left to the process: it tells the source, or keeps the packet.
+        NextHop::Unreachable | NextHop::Hold { .. } => (UNREACHABLE, [0; 20]),
     };
     let behind = behind.filter(|_| kind == LOCAL);
     let (ifindex, mac, node_mac) =

@@ -43,13 +43,15 @@ impl State {
     pub(super) fn set_route(&mut self, prefix: IpNet, route: Route) {
         let slot = match route.to {
             NextHop::Neighbor(to) => self.slots.of(to),
-            NextHop::Local | NextHop::Unreachable => 0,
+            NextHop::Local | NextHop::Unreachable | NextHop::Hold { .. } => 0,
         };
         let value = layout::route(prefix, &route, self.behind(prefix), slot);
         self.maps.set_route(prefix, value).unwrap_or_else(|e| complain("routes", &e));
         match route.to {
             NextHop::Local => drop(self.locals.insert(prefix, route)),
-            NextHop::Neighbor(_) | NextHop::Unreachable => drop(self.locals.remove(&prefix)),
+            NextHop::Neighbor(_) | NextHop::Unreachable | NextHop::Hold { .. } => {
+                self.locals.remove(&prefix);
+            }
         }
         match route.until {
             Some(until) => drop(self.routes.insert(prefix, until)),

@@ -84,8 +84,8 @@ impl Forwarder {
                     let _ = self.transmit(to, &error, outer).await;
                 }
             }
-            // Its source is nobody's.
-            NextHop::Unreachable => {}
+            // Its source is nobody's, or between two nodes.
+            NextHop::Unreachable | NextHop::Hold { .. } => {}
         }
     }
 

@@ -281,6 +281,7 @@ fn check(
             ("tunneled", Some(*name.context("an unknown neighbour")?))
         }
         Disposition::Drop(why) => (why.label(), None),
+        Disposition::Hold { .. } => anyhow::bail!("{what}: nothing waits in this table"),
     };
     let mut delta = moved(running.table().as_ref(), before, counter);
     // In user space the source is told that there is no way, by an ICMP error that quotes the packet.

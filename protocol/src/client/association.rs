@@ -423,6 +423,7 @@ impl Node {
             state.bound.insert(id.clone());
         }
         self.serve(id, prefixes);
+        self.ready_for(id, now);
         self.choose_default(now);
         let prefixes = prefixes.to_vec();
         self.event(Event::Delegated { client: id.clone(), server, prefixes, new });

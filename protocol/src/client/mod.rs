@@ -12,6 +12,7 @@ mod forwarding_agents;
 mod links;
 mod macro_mobility;
 mod mobility;
+mod proxy;
 mod reachability;
 mod route_optimization;
 mod servers;
@@ -29,6 +30,7 @@ use association::{Association, Phase};
 pub use links::{LINK_RETRY, UnderlayLink};
 pub use macro_mobility::DRAIN_TIME;
 use mobility::{Announcement, News};
+pub use proxy::{HAND_OVER_TIME, JOIN_TIME};
 use route_optimization::Attempt;
 pub use route_optimization::{MAX_ATTEMPTS, MAX_CONTROL, MAX_REDIRECTED};
 pub use servers::Liveness;
@@ -43,7 +45,7 @@ use crate::neighbor::{Key, NeighborCache};
 use crate::timers::{FORWARD_TIME, Timers};
 use crate::wire::aero_options::Claim;
 use crate::wire::dhcpv6;
-use crate::wire::ip::{DHCP_CLIENT_PORT, Packet, Payload};
+use crate::wire::ip::{DHCP_CLIENT_PORT, DHCP_SERVER_PORT, Packet, Payload};
 use crate::wire::nd::{Nd, NdMessage};
 use crate::wire::{WireError, aero_options};
 
@@ -166,6 +168,8 @@ pub enum Event {
 pub enum Muted {
     /// A Server says that the prefix moved, under this epoch.
     Moved(Epoch),
+    /// It went to another Proxy ([`Node::hand_over`]).
+    HandedOver,
     /// All Servers refused, or all leases ran out.
     LeaseLost,
 }
@@ -280,6 +284,7 @@ enum Timer {
     Neighbor(Key),
     Announcement(Key),
     Attempts,
+    HandOver(Duid),
 
     Farewell(Duid, LinkLayerAddress),
     Return(LinkLayerAddress),
@@ -299,6 +304,15 @@ struct Client {
     associations: BTreeMap<LinkLayerAddress, Association>,
 }
 
+/// A prefix that left this node.
+#[derive(Debug, Clone, Copy)]
+struct Departed {
+    /// Until when what comes for it is sent on.
+    until: Instant,
+    /// The Proxy that has it now, if that is known; else the default Server.
+    to: Option<LinkLayerAddress>,
+}
+
 /// The Client engine of one node.
 #[derive(Debug)]
 pub struct Node {
@@ -308,7 +322,8 @@ pub struct Node {
     default: Option<LinkLayerAddress>,
     routed: Vec<IpNet>,
     /// Prefixes that left this node, and until when what comes for them is sent on.
-    departed: BTreeMap<IpNet, Instant>,
+    departed: BTreeMap<IpNet, Departed>,
+    proxies: proxy::Proxies,
     neighbors: NeighborCache,
     /// Predirects by own ACP and the longest prefix that the destination can be in.
     attempts: BTreeMap<(IpNet, IpNet), Attempt>,
@@ -342,6 +357,7 @@ impl Node {
             default: None,
             routed: Vec::new(),
             departed: BTreeMap::new(),
+            proxies: proxy::Proxies::default(),
             neighbors: NeighborCache::default(),
             attempts: BTreeMap::new(),
             counts: PathCounts::default(),
@@ -368,6 +384,9 @@ impl Node {
     /// known already, takes the new claim and asks again.
     pub fn attach(&mut self, spec: ClientSpec, now: Instant) {
         let id = spec.client.clone();
+        if self.joins(&spec, now) {
+            return;
+        }
         let old = self.clients.remove(&id);
         // What it has is used to its end if no Server answers.
         let end =
@@ -398,6 +417,12 @@ impl Node {
     pub fn detach(&mut self, id: &Duid, now: Instant) {
         let Some(client) = self.clients.get_mut(id) else { return };
         client.detached = true;
+        if self.proxies.is_leaving(id) {
+            // The rest follows when the hand-over is over.
+            return;
+        }
+        self.proxies.forget_coming(id);
+        let Some(client) = self.clients.get_mut(id) else { return };
         let epoch = client.spec.claim.map(|c| c.epoch);
         if let Some(via) = self.default.filter(|_| client.served) {
             for own in client.prefixes.clone() {
@@ -479,6 +504,7 @@ impl Node {
                 Timer::Neighbor(key) => self.neighbor_due(key, now),
                 Timer::Attempts => self.sweep_attempts(now),
                 Timer::Announcement(key) => self.announcement_due(key, now),
+                Timer::HandOver(id) => self.hand_over_due(&id, now),
 
                 Timer::Farewell(id, server) => self.farewell_due(&id, server, now),
                 Timer::Return(server) => self.return_to(server, now),
@@ -519,6 +545,11 @@ impl Node {
                 self.agent_says(from, &Nd::parse(&packet)?, now)
             }
             Payload::Icmpv6 { .. } => self.straight_from_neighbor(from, &Nd::parse(&packet)?, now),
+            Payload::Udp { destination: DHCP_SERVER_PORT, data, .. }
+                if self.proxies.knows(from) =>
+            {
+                self.proxy_asks(from, packet.source, &dhcpv6::Message::parse(data)?, now)
+            }
             Payload::Udp { .. } if from_server => Err(WireError::Unsupported),
             Payload::Udp { .. } => Err(WireError::BadAddress),
         }
@@ -534,6 +565,11 @@ impl Node {
         let outcome = match nd.message {
             NdMessage::Solicitation { .. } => self.solicited(from, nd, now),
             NdMessage::Advertisement { solicited: true, .. } => self.advertised(from, nd, now),
+            NdMessage::Redirect { .. } | NdMessage::Advertisement { .. }
+                if self.proxies.knows(from) =>
+            {
+                return self.proxy_says(from, nd, now);
+            }
             _ => return Err(WireError::BadAddress),
         };
         self.ignore(from, outcome)
@@ -594,6 +630,7 @@ impl Node {
         let Some(id) = self.clients.iter().find(|(_, c)| ours(c)).map(|(id, _)| id.clone()) else {
             return;
         };
+        let handed_over = self.told_of_hand_over(&id, told_by);
         let Some(client) = self.clients.get_mut(&id) else { return };
         for (server, association) in &mut client.associations {
             association.lease = None;
@@ -610,6 +647,11 @@ impl Node {
                 self.announce(own, told_by, what, now);
             }
         }
+        if handed_over {
+            self.hand_over_may_end(&id, now);
+            return;
+        }
+        self.proxies.forget_coming(&id);
         self.unserve(&id, now);
         if served {
             self.event(Event::Muted { client: id.clone(), why: Muted::Moved(epoch) });
@@ -635,13 +677,19 @@ impl Node {
             self.prefix_arrived(*prefix);
             self.departed.remove(prefix);
             self.timers.cancel(&Timer::Departed(*prefix));
-            let route = Route { to: NextHop::Local, transit: false, until: None };
+            let to = self.proxies.place_of(id);
+            let route = Route { to, transit: false, until: None };
             self.change(Change::SetRoute { prefix: *prefix, route });
         }
     }
 
     /// Serves them no more; what still comes for them goes on to the default Server for a while.
     fn unserve(&mut self, id: &Duid, now: Instant) {
+        self.unserve_for(id, None, now);
+    }
+
+    /// The same, where the Proxy that serves them now may be known.
+    fn unserve_for(&mut self, id: &Duid, to: Option<LinkLayerAddress>, now: Instant) {
         let Some(client) = self.clients.get_mut(id) else { return };
         if !client.served {
             return;
@@ -650,7 +698,7 @@ impl Node {
         let prefixes = client.prefixes.clone();
         for prefix in prefixes {
             self.prefix_left(prefix);
-            self.departed.insert(prefix, now + FORWARD_TIME);
+            self.departed.insert(prefix, Departed { until: now + FORWARD_TIME, to });
             self.timers.set(Timer::Departed(prefix), now + FORWARD_TIME);
             self.route_departed(prefix, now);
         }
@@ -658,10 +706,11 @@ impl Node {
 
     /// Sends on to the present default Server what still comes for a prefix that left.
     fn route_departed(&mut self, prefix: IpNet, now: Instant) {
-        let until = self.departed.get(&prefix).copied().filter(|t| *t > now);
-        let change = match (self.default, until) {
-            (Some(server), Some(until)) => {
-                let to = NextHop::Neighbor(server);
+        let departed = self.departed.get(&prefix).copied().filter(|d| d.until > now);
+        let (until, proxy) = (departed.map(|d| d.until), departed.and_then(|d| d.to));
+        let change = match (proxy.or(self.default), until) {
+            (Some(next), Some(until)) => {
+                let to = NextHop::Neighbor(next);
                 let route = Route { to, transit: true, until: Some(until) };
                 Change::SetRoute { prefix, route }
             }
@@ -685,7 +734,9 @@ impl Node {
     /// Forgets a detached Client once its leases are released.
     fn reap(&mut self, id: &Duid) {
         let done = self.clients.get(id).is_some_and(|c| {
-            c.detached && c.associations.values().all(|a| a.phase != Phase::Releasing)
+            c.detached
+                && !self.proxies.is_leaving(id)
+                && c.associations.values().all(|a| a.phase != Phase::Releasing)
         });
         if !done {
             return;

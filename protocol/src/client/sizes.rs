@@ -13,6 +13,8 @@ pub struct Sizes {
     pub servers: usize,
     /// Prefixes that left and are still sent on.
     pub departed: usize,
+    /// Clients that are between this Proxy and another.
+    pub handing_over: usize,
     /// Dynamic neighbour cache entries.
     pub neighbors: usize,
     /// Destinations that Predirects were sent for.
@@ -33,6 +35,7 @@ impl Node {
             associations: self.clients.values().map(|c| c.associations.len()).sum(),
             servers: self.servers.len(),
             departed: self.departed.len(),
+            handing_over: self.proxies.len(),
             neighbors: self.neighbors.len(),
             attempts: self.attempts.len(),
             announcements: self.announcements.len(),

@@ -126,7 +126,8 @@ impl FeedChange {
                 to: match route.to {
                     NextHop::Local => Via::Local,
                     NextHop::Neighbor(l2) => Via::Neighbor(l2.into()),
-                    NextHop::Unreachable => Via::Unreachable,
+                    // Servers hold nothing.
+                    NextHop::Unreachable | NextHop::Hold { .. } => Via::Unreachable,
                 },
                 transit: route.transit,
                 millis: route.until.map(left),

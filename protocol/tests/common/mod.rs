@@ -305,6 +305,7 @@ impl Link {
             match disposition {
                 Disposition::Deliver => return Ok(at),
                 Disposition::Drop(why) => return Err(format!("{} at {at}", why.label())),
+                Disposition::Hold { .. } => return Err(format!("held at {at}")),
                 Disposition::Tunnel(to) if self.dead.contains(&to) => {
                     return Err(format!("{to} is dead"));
                 }

@@ -67,6 +67,7 @@ pub fn talk_to(
         match disposition {
             Disposition::Deliver => return Ok(hops),
             Disposition::Drop(why) => return Err(format!("{} at {at}", why.label())),
+            Disposition::Hold { .. } => return Err(format!("held at {at}")),
             Disposition::Tunnel(to) => {
                 assert!(hops.len() < 6, "a loop: {hops:?}");
                 hops.push(to);

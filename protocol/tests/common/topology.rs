@@ -21,7 +21,7 @@ use std::time::{Duration, Instant};
 use aero_protocol::Output;
 use aero_protocol::address::{Duid, Epoch, LinkLayerAddress, ServerId};
 use aero_protocol::client::{self, ClientSpec, Node};
-use aero_protocol::forwarding::{Disposition, Inner, Table};
+use aero_protocol::forwarding::{Disposition, Held, Inner, Table};
 use aero_protocol::forwarding_agent::ForwardingAgent;
 use aero_protocol::relay::{self, Relay};
 use aero_protocol::server::{
@@ -62,6 +62,7 @@ pub enum Role {
 pub struct Place {
     pub role: Role,
     pub table: Table,
+    pub held: Held<Data>,
     pub node_events: Vec<client::Event>,
     pub server_events: Vec<server::Event>,
     pub relay_events: Vec<relay::Event>,
@@ -101,6 +102,20 @@ pub struct Update {
     pub what: Announcement,
 }
 
+/// A user's packet on its way.
+#[derive(Debug, Clone, Copy)]
+pub struct Data {
+    pub number: u64,
+    pub inner: Inner,
+    pub from: LinkLayerAddress,
+    pub at: LinkLayerAddress,
+}
+
+enum Flight {
+    Control(usize),
+    Data(Data),
+}
+
 pub struct Rig {
     pub now: Instant,
     pub start: Instant,
@@ -109,7 +124,11 @@ pub struct Rig {
     alias: HashMap<LinkLayerAddress, LinkLayerAddress>,
     ids: HashMap<LinkLayerAddress, ServerId>,
     pub sent: Vec<Sent>,
-    in_flight: Vec<(Instant, usize)>,
+    in_flight: Vec<(Instant, Flight)>,
+    /// Users' packets that came to their end: number, where, when.
+    pub delivered: Vec<(u64, LinkLayerAddress, Instant)>,
+    /// Those that did not, and why.
+    pub lost: Vec<(u64, String)>,
     pub lose: Box<dyn FnMut(usize, &Sent) -> bool>,
     /// Underlay addresses that nothing reaches and nothing leaves.
     pub dead: BTreeSet<LinkLayerAddress>,
@@ -131,6 +150,8 @@ impl Rig {
             ids: HashMap::new(),
             sent: Vec::new(),
             in_flight: Vec::new(),
+            delivered: Vec::new(),
+            lost: Vec::new(),
             lose: Box::new(|_, _| false),
             dead: BTreeSet::new(),
             updates: Vec::new(),
@@ -162,6 +183,7 @@ impl Rig {
         let place = Place {
             role,
             table: Table::default(),
+            held: Held::default(),
             node_events: Vec::new(),
             server_events: Vec::new(),
             relay_events: Vec::new(),
@@ -398,6 +420,7 @@ impl Rig {
     fn drain(&mut self, at: LinkLayerAddress) {
         let Some(place) = self.places.get_mut(&at) else { return };
         let mut packets = Vec::new();
+        let mut released = Vec::new();
         let mut updates = Vec::new();
         macro_rules! drain {
             ($engine:expr, $events:expr, $used:expr) => {
@@ -409,7 +432,12 @@ impl Rig {
                         Output::SendOn { link, to, packet } => {
                             packets.push((place.links[&link], to, packet));
                         }
-                        Output::Forward(change) => place.table.apply(&change),
+                        Output::Forward(change) => {
+                            place.table.apply(&change);
+                            for data in place.held.release(&change) {
+                                released.push((packets.len(), data));
+                            }
+                        }
                         Output::Event(event) => {
                             if let Some(link) = $used(&event) {
                                 place.used = link;
@@ -438,14 +466,22 @@ impl Rig {
             }
         }
         let feeds = matches!(place.role, Role::Server(_));
-        for (from, to, packet) in packets {
+        let mut released = released.into_iter().peekable();
+        for (n, (from, to, packet)) in packets.into_iter().enumerate() {
+            // What was kept is on its way before what the engine said next.
+            while let Some((_, data)) = released.next_if(|(before, _)| *before <= n) {
+                self.arrives(data);
+            }
             let mut sent = Sent { at: self.now, from, to, packet, lost: false };
             let n = self.sent.len();
             sent.lost = self.is_dead(from) || self.is_dead(to) || (self.lose)(n, &sent);
             if !sent.lost {
-                self.in_flight.push((self.now + DELAY, n));
+                self.in_flight.push((self.now + DELAY, Flight::Control(n)));
             }
             self.sent.push(sent);
+        }
+        for (_, data) in released {
+            self.arrives(data);
         }
         for update in updates {
             self.updates.push(update);
@@ -508,10 +544,51 @@ impl Rig {
         let now = self.now;
         let (due, later): (Vec<_>, Vec<_>) = self.in_flight.drain(..).partition(|(t, _)| *t <= now);
         self.in_flight = later;
-        for (_, n) in due {
-            let Sent { from, to, packet, .. } = self.sent[n].clone();
-            if !self.is_dead(to) {
-                self.inject(from, to, &packet);
+        for (_, flight) in due {
+            match flight {
+                Flight::Control(n) => {
+                    let Sent { from, to, packet, .. } = self.sent[n].clone();
+                    if !self.is_dead(to) {
+                        self.inject(from, to, &packet);
+                    }
+                }
+                Flight::Data(data) => self.arrives(data),
+            }
+        }
+    }
+
+    /// A user's packet leaves a node, as its table says.
+    pub fn launch(&mut self, node: u8, number: u64, inner: Inner) {
+        let place = &self.places[&node_at(node)];
+        let from = place.links[&place.used];
+        match place.table.egress(inner, self.now) {
+            Disposition::Tunnel(at) => {
+                let data = Data { number, inner, from, at };
+                self.in_flight.push((self.now + DELAY, Flight::Data(data)));
+            }
+            other => self.lost.push((number, format!("{other:?} at its own node"))),
+        }
+    }
+
+    /// Lets a user's packet come to `at` from the outer address `from`, and go on from there hop by
+    /// hop as time passes.
+    pub fn arrives(&mut self, data: Data) {
+        let Some(place) = self.alias.get(&data.at).and_then(|a| self.places.get_mut(a)) else {
+            return self.lost.push((data.number, format!("nobody at {}", data.at)));
+        };
+        match place.table.ingress(data.from, data.inner, self.now) {
+            Disposition::Deliver => self.delivered.push((data.number, data.at, self.now)),
+            Disposition::Drop(why) => {
+                self.lost.push((data.number, format!("{} at {}", why.label(), data.at)));
+            }
+            Disposition::Hold { prefix, first } => {
+                if place.held.push(prefix, first, data).is_some() {
+                    self.lost.push((data.number, "no room".into()));
+                }
+            }
+            Disposition::Tunnel(to) => {
+                let next = Data { from: data.at, at: to, ..data };
+                self.in_flight.push((self.now + DELAY, Flight::Data(next)));
             }
         }
     }
@@ -575,6 +652,7 @@ impl Rig {
             match disposition {
                 Disposition::Deliver => return (hops, Ok(())),
                 Disposition::Drop(why) => return (hops, Err(why.label().into())),
+                Disposition::Hold { .. } => return (hops, Err("held".into())),
                 Disposition::Tunnel(to) => {
                     hops.push(to);
                     if self.is_dead(to) {
