@@ -203,6 +203,22 @@ fn a_client_that_is_announced_and_does_not_come_is_given_up() {
 }
 
 #[test]
+fn a_client_that_is_announced_and_goes_on_elsewhere_is_forgotten() {
+    let mut rig = link();
+    rig.add_node(24, &[11, 12]);
+    rig.with_node(P1, |n, now| n.hand_over(&duid(1), claim(2), node_at(P2), now));
+    rig.map(1, 2, &[node_at(P2).ip]);
+    rig.run(SECOND / 10);
+    assert_eq!(rig.bound(P2, 1).len(), 2);
+    rig.map(1, 3, &[node_at(24).ip]);
+    rig.attach(24, 1, 3);
+    rig.run(SECOND);
+    assert!(rig.node(P2).standing(&duid(1)).is_none());
+    assert_eq!(rig.node(P2).sizes().handing_over, 0);
+    assert!(rig.reaches(X, 2, 1, node_at(24)));
+}
+
+#[test]
 fn nobody_but_a_proxy_hands_a_client_over_and_the_servers_have_the_last_word() {
     let mut rig = link();
     let since = rig.sent.len();

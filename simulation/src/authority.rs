@@ -238,10 +238,27 @@ impl World {
     }
 
     fn attach(&mut self, node: Index, client: usize, epoch: u64) {
+        // Now and then the node knows whence the client comes, and asks that one to send on.
+        let left = self.identities[client].left.last().map(|(old, _)| *old);
+        let former = left.filter(|old| *old != node && self.rng.random_bool(0.2));
+        let former = former.map(|old| self.members[old].outer);
+        if let (Some(_), Some(old)) = (former, left) {
+            let proxies = [self.members[node].outer, self.members[old].outer];
+            self.act(old, |engine, _| {
+                if let Engine::Node(n) = engine {
+                    n.set_proxies(proxies);
+                }
+            });
+        }
         self.act(node, |engine, now| {
-            if let Engine::Node(n) = engine {
-                n.set_key(duid(client), key(client));
-                n.attach(spec(client, epoch), now);
+            let Engine::Node(n) = engine else { return };
+            n.set_key(duid(client), key(client));
+            match former {
+                Some(former) => {
+                    n.set_proxies([former]);
+                    n.attach_from(spec(client, epoch), former, now);
+                }
+                None => n.attach(spec(client, epoch), now),
             }
         });
     }

@@ -133,7 +133,11 @@ impl World {
             let origin = packet.path.first().map_or(usize::MAX, |p| p.0);
             // A node that sends on what still comes for a prefix that left it may do so whatever
             // the inner source; a Server cannot tell its own packets from those.
-            let sends_on = self.left_lately(client, origin);
+            // Nor what came straight to such a node, and waited there for the new one.
+            let is_server = |(m, _): &(Index, Time)| self.members[*m].kind == Kind::Server;
+            let before = packet.path.iter().take_while(|hop| !is_server(hop)).last();
+            let before = before.map_or(origin, |(node, _)| *node);
+            let sends_on = self.left_lately(client, origin) || self.left_lately(client, before);
             let late =
                 known.moved_from(origin, packet.source_epoch) && known.since < at && !sends_on;
             self.checks.require(Check::NotFromFormerHolder, !late, now, || {
@@ -219,7 +223,13 @@ impl World {
                     && s.servers <= servers
                     && s.departed <= clients
                     && s.timers
-                        <= 2 * (s.associations + s.servers + s.clients + s.departed + paths) + 4
+                        <= 2 * (s.associations
+                            + s.servers
+                            + s.clients
+                            + s.departed
+                            + s.handing_over
+                            + paths)
+                            + 4
                     && s.outputs == 0;
                 (fits, &s.clone())
             }
@@ -287,6 +297,8 @@ impl World {
                     let ok = s.clients == 0
                         && s.associations == 0
                         && s.departed == 0
+                        && s.handing_over == 0
+                        && member.held.is_empty()
                         && s.neighbors == 0
                         && s.attempts == 0
                         && s.announcements == 0

@@ -3,6 +3,7 @@
 use aero_protocol::address::LinkLayerAddress;
 use rand::Rng;
 
+use crate::authority::{duid, key, spec};
 use crate::clock::{MILLISECOND, SECOND, Time};
 use crate::member::{Engine, Kind};
 use crate::network::{FAIR, Index, Weather};
@@ -242,7 +243,8 @@ impl World {
         let Some(from) = self.identities[client].row.node else { return };
         let to = if self.rng.random_bool(0.1) { from } else { self.other_node(from) };
         let epoch = self.identities[client].row.epoch;
-        match self.rng.random_range(0..3) {
+        match self.rng.random_range(0..4) {
+            3 if to != from => self.hand_over(client, from, to),
             0 => {
                 self.stop_pod(from, client, epoch);
                 let at = self.now + self.rng.random_range(0..3 * SECOND);
@@ -255,6 +257,29 @@ impl World {
                 self.assign(client, to, lingers);
             }
         }
+    }
+
+    /// A client is told to leave for another node, which is told so too; the table follows.
+    fn hand_over(&mut self, client: usize, from: Index, to: Index) {
+        let nodes = self.members.iter().filter(|m| m.kind == Kind::Node);
+        let proxies: Vec<LinkLayerAddress> = nodes.map(|m| m.outer).collect();
+        let epoch = self.identities[client].row.epoch;
+        let (there, claim) = (self.members[to].outer, spec(client, epoch + 1).claim);
+        for node in [to, from] {
+            let proxies = proxies.clone();
+            self.act(node, |engine, now| {
+                let Engine::Node(n) = engine else { return };
+                n.set_proxies(proxies);
+                if node == to {
+                    n.set_key(duid(client), key(client));
+                } else {
+                    n.hand_over(&duid(client), claim, there, now);
+                }
+            });
+        }
+        let at = self.now + self.rng.random_range(0..700 * MILLISECOND);
+        let event = Event::Assign { client, node: to, lingers: 0 };
+        self.queue.push(at.min(self.faults_end), event);
     }
 
     /// Gives all pods of a node to others, in a while.

@@ -7,13 +7,14 @@ use std::time::{Duration, Instant};
 
 use aero_protocol::Output;
 use aero_protocol::address::{Duid, LinkLayerAddress, ServerId};
-use aero_protocol::forwarding::{Change, Table};
+use aero_protocol::forwarding::{Change, Held, Table};
 use aero_protocol::{client, server};
 use uuid::Uuid;
 
 use crate::authority::{Known, duid, key};
 use crate::clock::{Clock, Time};
 use crate::network::Index;
+use crate::traffic::DataPacket;
 
 /// An engine of the protocol.
 #[derive(Debug)]
@@ -93,7 +94,7 @@ impl Engine {
             Self::Node(e) => {
                 let s = e.sizes();
                 let paths = s.neighbors + s.attempts + s.announcements;
-                s.clients + s.associations + s.servers + s.departed + paths
+                s.clients + s.associations + s.servers + s.departed + s.handing_over + paths
             }
             Self::Server(e) => {
                 let s = e.sizes();
@@ -121,6 +122,8 @@ pub struct Member {
     pub engine: Option<Engine>,
     /// Its forwarding table.
     pub table: Table,
+    /// Users' packets that wait there, with their outer source.
+    pub held: Held<(Option<LinkLayerAddress>, Box<DataPacket>)>,
     /// Its clock.
     pub clock: Clock,
     /// The address by which others see it now.
@@ -157,6 +160,7 @@ impl Member {
             kind,
             engine: None,
             table: Table::default(),
+            held: Held::default(),
             clock,
             outer: LinkLayerAddress::new(ip, port),
             addresses,

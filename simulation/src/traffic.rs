@@ -115,7 +115,7 @@ impl World {
         let local = member.clock.local(self.now);
         let inner = inner(source, destination);
         let egress = member.table.egress_path(inner, local);
-        self.forward(node, packet, egress.disposition);
+        self.forward(node, None, packet, egress.disposition);
         if egress.by_server {
             self.act(node, |engine, now| {
                 if let Engine::Node(n) = engine {
@@ -158,14 +158,38 @@ impl World {
         let disposition =
             member.table.ingress(from, inner(packet.source, packet.destination), local);
         self.check_path(&packet);
-        self.forward(index, packet, disposition);
+        self.forward(index, Some(from), packet, disposition);
     }
 
-    fn forward(&mut self, index: Index, packet: Box<DataPacket>, disposition: Disposition) {
+    /// A packet need not wait any more.
+    pub fn data_again(
+        &mut self,
+        index: Index,
+        from: Option<LinkLayerAddress>,
+        packet: Box<DataPacket>,
+    ) {
+        let member = &self.members[index];
+        let local = member.clock.local(self.now);
+        let inner = inner(packet.source, packet.destination);
+        let disposition = match from {
+            Some(from) => member.table.ingress(from, inner, local),
+            None => member.table.egress(inner, local),
+        };
+        self.forward(index, from, packet, disposition);
+    }
+
+    fn forward(
+        &mut self,
+        index: Index,
+        from: Option<LinkLayerAddress>,
+        packet: Box<DataPacket>,
+        disposition: Disposition,
+    ) {
         let what = match disposition {
             Disposition::Deliver => 0,
             Disposition::Tunnel(_) => 1,
             Disposition::Drop(why) => 2 + why as u64,
+            Disposition::Hold { .. } => 100,
         };
         self.trace.note(self.now, "data", &[index as u64, packet.id, what], || {
             format!(
@@ -180,6 +204,10 @@ impl World {
             }
             Disposition::Tunnel(to) => self.send(index, to, Payload::Data(packet)),
             Disposition::Drop(_) => self.data[2] += 1,
+            Disposition::Hold { prefix, first } => {
+                let refused = self.members[index].held.push(prefix, first, (from, packet));
+                self.data[2] += u64::from(refused.is_some());
+            }
         }
     }
 
@@ -198,6 +226,7 @@ impl World {
             match disposition {
                 Disposition::Deliver => return Ok(at),
                 Disposition::Drop(why) => return Err(format!("{} at m{at}", why.label())),
+                Disposition::Hold { .. } => return Err(format!("kept at m{at}")),
                 Disposition::Tunnel(to) => {
                     let next = self.by_address.get(&to).copied();
                     let Some(next) = next else { return Err(format!("m{at} -> {to}: nobody")) };

@@ -250,6 +250,8 @@ impl World {
         let member = &mut self.members[index];
         member.engine = None;
         member.table = aero_protocol::forwarding::Table::default();
+        self.data[2] += member.held.len() as u64;
+        member.held = aero_protocol::forwarding::Held::default();
         member.known.fill(Known::default());
     }
 
@@ -266,7 +268,13 @@ impl World {
         while let Some(action) = self.members[index].engine.as_mut().and_then(Engine::poll_output) {
             match action {
                 Action::Send(to, packet) => self.send_control(index, to, packet),
-                Action::Forward(change) => self.members[index].table.apply(&change),
+                Action::Forward(change) => {
+                    let member = &mut self.members[index];
+                    member.table.apply(&change);
+                    for (from, packet) in member.held.release(&change) {
+                        self.data_again(index, from, packet);
+                    }
+                }
                 Action::Report(report) => self.report(index, report),
             }
         }

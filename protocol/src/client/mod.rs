@@ -651,7 +651,11 @@ impl Node {
             self.hand_over_may_end(&id, now);
             return;
         }
-        self.proxies.forget_coming(&id);
+        if self.proxies.forget_coming(&id)
+            && let Some(client) = self.clients.get_mut(&id)
+        {
+            client.detached = true;
+        }
         self.unserve(&id, now);
         if served {
             self.event(Event::Muted { client: id.clone(), why: Muted::Moved(epoch) });

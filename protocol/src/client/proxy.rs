@@ -95,8 +95,10 @@ impl Proxies {
         self.leaving.contains_key(id)
     }
 
-    pub(super) fn forget_coming(&mut self, id: &Duid) {
-        self.coming.remove(id);
+    /// Forgets whence a Client comes. True if it has been announced and is not here: nobody but
+    /// the announcement asked for it.
+    pub(super) fn forget_coming(&mut self, id: &Duid) -> bool {
+        self.coming.remove(id).is_some_and(|c| !c.joined)
     }
 
     /// Where packets of a served Client go: to it, or nowhere before it and all that was sent to
@@ -355,7 +357,10 @@ impl Node {
             let route = Route { to: NextHop::Hold { first: None }, transit: true, until: None };
             self.change(Change::SetRoute { prefix, route });
         }
-        self.proxies.coming.remove(id);
+        let announced = self.proxies.forget_coming(id);
+        if let Some(client) = self.clients.get_mut(id) {
+            client.detached |= announced;
+        }
         let until = now + HAND_OVER_TIME;
         let leaving = Leaving { to, until, message: message.clone(), ready: false, untold };
         self.proxies.leaving.insert(id.clone(), leaving);
