@@ -2,9 +2,13 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
 
+#[path = "tunnel/relays.rs"]
+mod relays;
 #[path = "tunnel/servers.rs"]
 mod servers;
 mod support;
+#[path = "tunnel/waiting.rs"]
+mod waiting;
 
 use std::io::{self, Read, Write};
 use std::net::{IpAddr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};

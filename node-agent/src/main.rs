@@ -12,7 +12,7 @@ use clap::{Parser, Subcommand};
 /// host outside Kubernetes (`client`): keeps its prefix wherever it goes. Runs between Servers
 /// (`relay`): joins the link to other networks.
 #[derive(Debug, Parser)]
-#[command(version)]
+#[command(version = concat!(env!("CARGO_PKG_VERSION"), " (AERO: draft-templin-aerolink-48)"))]
 struct Args {
     #[command(subcommand)]
     role: Role,

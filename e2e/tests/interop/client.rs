@@ -349,7 +349,7 @@ fn a_client_that_ends_releases_its_lease_and_takes_its_interface_away() {
 
 #[test]
 fn the_underlay_and_its_routers_are_untouched_and_need_nothing_of_aero() {
-    let _row = aero_elements::covers(&["B2", "C1a", "D4"]);
+    let _row = aero_elements::covers(&["B1", "B2", "C1a", "D4"]);
     let net = Net::new();
     let u = Underlay::V4;
     let file = net.file("t.yaml", &table(40));

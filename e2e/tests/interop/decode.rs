@@ -47,7 +47,7 @@ pub fn finish(host: &Host<'_>, file: &Path) {
 }
 
 /// What tshark finds: the names of the messages, and what it cannot make sense of.
-fn decode(file: &Path) -> (BTreeSet<String>, Vec<String>) {
+pub fn decode(file: &Path) -> (BTreeSet<String>, Vec<String>) {
     let fields = [
         "frame.number",
         "_ws.malformed",

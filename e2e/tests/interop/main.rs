@@ -17,6 +17,7 @@ mod decode;
 mod forgery;
 mod legacy;
 mod net;
+mod paths;
 mod security;
 mod server;
 mod stock;

@@ -195,6 +195,12 @@ impl<'a> Host<'a> {
         nix::sys::signal::kill(pid, signal).unwrap();
     }
 
+    /// The process of a program.
+    pub fn pid(&self, name: &str) -> u32 {
+        let programs = self.net.programs.lock().unwrap();
+        programs.iter().rev().find(|(n, _)| n == name).unwrap().1.id()
+    }
+
     /// Ends a program without a chance to say anything.
     pub fn kill(&self, name: &str) {
         let mut programs = self.net.programs.lock().unwrap();
