@@ -233,7 +233,8 @@ impl Node {
         }
     }
 
-    /// Says the message of an exchange again, in the Server's session.
+    /// Says the message of an exchange again, in the Server's session: as one more transmission, or
+    /// `anew`, as a new exchange.
     ///
     /// # Errors
     /// If there is no such exchange.
@@ -241,12 +242,17 @@ impl Node {
         &mut self,
         answer: &Message,
         server: LinkLayerAddress,
+        anew: bool,
         now: Instant,
     ) -> Result<(), WireError> {
         let id = answer.client.clone().ok_or(WireError::BadValue)?;
         let association = self.clients.get(&id).and_then(|c| c.associations.get(&server));
         if let Some(a) = association.filter(|a| a.transaction == answer.transaction) {
-            self.begin_on(a.link, &id, server, a.phase, now);
+            if anew {
+                self.begin_on(a.link, &id, server, a.phase, now);
+            } else {
+                self.transmit(&id, server, now);
+            }
             return Ok(());
         }
         self.farewell_again(&(id, server), answer.transaction, now)

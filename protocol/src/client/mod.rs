@@ -527,8 +527,9 @@ impl Node {
         match packet.payload {
             Payload::Udp { destination: DHCP_CLIENT_PORT, data, .. } if from_server => {
                 let message = dhcpv6::Message::parse(data)?;
-                if let Answer::SayAgain(server) = self.check_answer(&message, data, &packet)? {
-                    return self.say_again(&message, server, now);
+                let answer = self.check_answer(&message, data, &packet)?;
+                if let Answer::SayAgain { server, anew } = answer {
+                    return self.say_again(&message, server, anew, now);
                 }
                 if message.kind == dhcpv6::Kind::Reconfigure {
                     return self.reconfigure(from, &message, data, now);

@@ -46,8 +46,9 @@ pub(super) struct Signatures {
 pub(super) enum Answer {
     /// To be acted upon.
     Believed,
-    /// The message is to be said to this Server again.
-    SayAgain(LinkLayerAddress),
+    /// The message is to be said to this Server again; in a new exchange if the session is another,
+    /// since counters of the two are not to be compared.
+    SayAgain { server: LinkLayerAddress, anew: bool },
 }
 
 impl Signatures {
@@ -166,10 +167,15 @@ impl Node {
             _ => None,
         });
         match again {
-            // What was said in this session already is not to be said in it again.
             Some(counter) if signature.session != session.session && signature.session != 0 => {
                 *session = Session { session: signature.session, counter, ..Session::default() };
-                Ok(Answer::SayAgain(server))
+                Ok(Answer::SayAgain { server, anew: true })
+            }
+            // Another node speaks for this Client too, or did, and the Server has counted further.
+            // What has come there is not said again, whatever became of its answer.
+            Some(counter) if signature.session != 0 && counter > session.counter => {
+                session.counter = counter;
+                Ok(Answer::SayAgain { server, anew: false })
             }
             None if signature.session == session.session && signature.session != 0 => {
                 Ok(Answer::Believed)

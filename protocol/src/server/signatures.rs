@@ -128,7 +128,10 @@ impl Signatures {
         if signature.session != self.session {
             return Ok(Checked::OtherSession(signed, last));
         }
-        if signature.counter <= last {
+        if signature.counter < last {
+            return Ok(Checked::Outdone(signed, last));
+        }
+        if signature.counter == last {
             return Err(Fault::Replayed);
         }
         let seen = Seen { counter: signature.counter, key: key.id() };
@@ -141,6 +144,9 @@ enum Checked {
     NoKey,
     Signed(Signed),
     OtherSession(Signed, u64),
+    /// A message that was sent later has come before: a replay, or one of two nodes that speak for
+    /// the Client.
+    Outdone(Signed, u64),
 }
 
 impl Server {
@@ -183,6 +189,12 @@ impl Server {
                 self.say_again(request, last);
                 false
             }
+            Ok(Checked::Outdone(signed, last)) => {
+                request.signed = Some(signed);
+                self.report(request, Fault::Replayed);
+                self.say_again(request, last);
+                false
+            }
             Err(fault) => {
                 let asks = matches!(
                     request.message.kind,
@@ -191,17 +203,23 @@ impl Server {
                 // A message that came twice on its way was answered already.
                 if asks && fault != Fault::Replayed {
                     self.refuse(request, Refusal::Signature(fault));
-                } else if let Some(client) = request.message.client.clone() {
-                    let why = Refusal::Signature(fault);
-                    self.event(Event::Refused { client, from: request.from, why });
+                } else {
+                    self.report(request, fault);
                 }
                 false
             }
         }
     }
 
-    /// The message may be an old one of a former life of this Server, or of the Client: nothing is
-    /// done until it comes in this session.
+    fn report(&mut self, request: &Request, fault: Fault) {
+        if let Some(client) = request.message.client.clone() {
+            let why = Refusal::Signature(fault);
+            self.event(Event::Refused { client, from: request.from, why });
+        }
+    }
+
+    /// The message may be an old one: nothing is done until it comes in this session, with a counter
+    /// above the last. A node that was right to say it does so; to others it is of no use.
     fn say_again(&mut self, request: &Request, last: u64) {
         let solicit = request.message.kind == Kind::Solicit;
         let kind = if solicit { Kind::Advertise } else { Kind::Reply };
