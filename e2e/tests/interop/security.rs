@@ -289,6 +289,33 @@ fn a_client_with_a_key_roams_anywhere_and_believes_its_servers_only() {
 }
 
 #[test]
+fn behind_a_nat_a_key_serves_without_source_binding_and_with_it_says_why_not() {
+    let net = Net::new();
+    let u = Underlay::V4;
+    let s1 = net.at("s1", u, 11);
+    let server = start_server(&s1, u, 11, &keyed_table(&net));
+    let nat = net.at("nat", u, 254);
+    let c1 = net.behind("c1", &nat, "198.51.100.1/24", "198.51.100.254/24");
+    let rules = net.file(
+        "nat.nft",
+        "table ip nat { chain post { type nat hook postrouting priority srcnat; policy accept;\n\
+         oifname \"eth0\" meta l4proto udp masquerade to :40000-40100\n}\n}\n",
+    );
+    nat.run("nft", &["-f", rules.to_str().unwrap()]);
+    let key = net.dir.path().join("1.key");
+    let key = ["--key-file", key.to_str().unwrap(), "--bind-source"];
+    start_client(&c1, 1, &[server], &key);
+    await_that("it is refused", SOON, || s1.log("s1").contains("not from where it was sent"));
+    c1.stop("c1");
+    assert!(!s1.log("s1").contains("associated"));
+    start_client(&c1, 1, &[server], &key[..2]);
+    await_address(&c1, 1);
+    await_that("the mapped port is registered", SOON, || {
+        s1.log("s1").contains(&format!("prefix={} at=192.0.2.254:40", acp(1)))
+    });
+}
+
+#[test]
 fn a_message_of_the_first_edition_is_dropped_in_silence_by_server_relay_and_client() {
     let _row = aero_elements::covers(&["A3"]);
     for u in BOTH {
