@@ -3,13 +3,14 @@
 //!
 //! [`agent`] serves the CNI plugin ([`cni`]), attaches pods ([`attach`]) and speaks for them on
 //! the AERO link; [`server`] leases prefixes and forwards; [`client`] speaks for its own host;
-//! [`relay`] forwards between Servers. All drive an engine of the protocol
+//! [`relay`] forwards between Servers, [`bgp`] tells it of their Clients. All drive an engine of the protocol
 //! crate ([`driver`]) and forward packets by the data plane crate.
 
 #![forbid(unsafe_code)]
 
 pub mod agent;
 pub mod attach;
+pub mod bgp;
 pub mod client;
 pub mod cni;
 pub mod driver;

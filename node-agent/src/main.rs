@@ -2,7 +2,7 @@
 
 #![forbid(unsafe_code)]
 
-use aero_node_agent::{agent, client, relay, server};
+use aero_node_agent::{agent, bgp, client, relay, server};
 use aero_telemetry::logs;
 use clap::{Parser, Subcommand};
 
@@ -30,6 +30,8 @@ enum Role {
     Client(Box<client::ClientArgs>),
     /// Forward between Servers, and between the link and this node's network.
     Relay(Box<relay::RelayArgs>),
+    /// Print the configuration of BIRD 2 for the Server or Relay of this node.
+    BirdConfig(Box<bgp::bird_config::BirdConfigArgs>),
 }
 
 #[tokio::main]
@@ -41,5 +43,6 @@ async fn main() -> anyhow::Result<()> {
         Role::Server(args) => server::run(*args).await,
         Role::Client(args) => client::run(*args).await,
         Role::Relay(args) => relay::run(*args).await,
+        Role::BirdConfig(args) => bgp::bird_config::run(*args).await,
     }
 }

@@ -321,7 +321,10 @@ impl Agent {
         if new.is_empty() {
             return;
         }
-        match attach::route_asps(&self.args.device, &new).await {
+        // Pods have IPv6 prefixes only; an IPv4 service prefix is none of this node's.
+        let v6 = |p: &&IpNet| matches!(p, IpNet::V6(_));
+        let routes: Vec<IpNet> = new.iter().filter(v6).copied().collect();
+        match attach::route_asps(&self.args.device, &routes).await {
             Ok(()) => {
                 self.driver.with(|node, _| node.add_asps(&new));
                 self.routed.lock().unwrap_or_else(PoisonError::into_inner).extend(new);

@@ -8,7 +8,7 @@
 mod netns;
 
 use std::io;
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
 
 use ipnet::{IpNet, Ipv6Net};
@@ -316,12 +316,18 @@ pub async fn host_interfaces() -> Result<Vec<String>, AttachError> {
     Ok(all.into_iter().map(|(_, name)| name).filter(|n| ours(n)).collect())
 }
 
-/// Routes the service prefixes to the AERO interface, which is up and generates no addresses.
+/// Gives an interface of ours one link-local address and brings it up; the kernel adds none.
 ///
 /// # Errors
 /// If there is no such interface or the kernel refuses.
-pub async fn route_asps(device: &str, asps: &[IpNet]) -> Result<(), AttachError> {
+pub async fn link_local_device(device: &str, address: Ipv6Addr) -> Result<(), AttachError> {
     let host = Netns::own()?;
+    let index = quiet_up(&host, device).await?;
+    add_address(&host, index, address, 64).await
+}
+
+/// An interface that is up and generates no addresses; its index.
+async fn quiet_up(host: &Netns, device: &str) -> Result<u32, AttachError> {
     let found = host.link(device).await.map_err(doing("looking for the AERO interface"))?;
     let index = match found {
         Some(link) => link.header.index,
@@ -335,14 +341,32 @@ pub async fn route_asps(device: &str, asps: &[IpNet]) -> Result<(), AttachError>
     let outcome = host.handle.link().change(quiet).execute().await;
     outcome.map_err(doing("turning address generation off on the AERO interface"))?;
     host.up(index).await.map_err(doing("bringing the AERO interface up"))?;
+    Ok(index)
+}
+
+/// Routes the service prefixes to the AERO interface, which is up and generates no addresses.
+///
+/// # Errors
+/// If there is no such interface or the kernel refuses.
+pub async fn route_asps(device: &str, asps: &[IpNet]) -> Result<(), AttachError> {
+    let host = Netns::own()?;
+    let index = quiet_up(&host, device).await?;
     for asp in asps {
-        let IpNet::V6(asp) = asp else { continue };
-        let route = RouteMessageBuilder::<Ipv6Addr>::new()
-            .destination_prefix(asp.addr(), asp.prefix_len())
-            .output_interface(index)
-            .scope(RouteScope::Universe)
-            .protocol(RouteProtocol::Other(ROUTE_PROTOCOL))
-            .build();
+        let protocol = RouteProtocol::Other(ROUTE_PROTOCOL);
+        let route = match asp {
+            IpNet::V6(asp) => RouteMessageBuilder::<Ipv6Addr>::new()
+                .destination_prefix(asp.addr(), asp.prefix_len())
+                .output_interface(index)
+                .scope(RouteScope::Universe)
+                .protocol(protocol)
+                .build(),
+            IpNet::V4(asp) => RouteMessageBuilder::<Ipv4Addr>::new()
+                .destination_prefix(asp.addr(), asp.prefix_len())
+                .output_interface(index)
+                .scope(RouteScope::Link)
+                .protocol(protocol)
+                .build(),
+        };
         let added = host.handle.route().add(route).replace().execute().await;
         added.map_err(doing("routing a service prefix to the AERO interface"))?;
     }

@@ -1,6 +1,6 @@
 //! The Relay role: forwards between Servers, joins the link to the node's own network layer. Its
-//! routes come from a file (`routes_file.rs`); a routing protocol may write that file, or feed the
-//! engine by the same calls.
+//! Servers come from a file (`routes_file.rs`); its routes from the same file, or from a BGP daemon
+//! ([`crate::bgp`]).
 
 pub mod routes_file;
 
@@ -21,11 +21,17 @@ use clap::Args;
 use prometheus_client::registry::Registry;
 use tokio::sync::mpsc;
 
+use crate::bgp::instance::Role;
+use crate::bgp::session::{self, Sessions};
+use crate::bgp::{BgpArgs, learn, table::Table};
 use crate::driver::Driver;
 use crate::{attach, metrics};
 
 /// Control packets that wait for the engine at most.
 const CONTROL_QUEUE: usize = 4096;
+
+/// A Relay's interface to its node's network layer, unless another is asked for.
+pub const DEVICE: &str = "aero-relay";
 
 /// Flags of `aero-node-agent relay`.
 #[derive(Debug, Args)]
@@ -42,11 +48,13 @@ pub struct RelayArgs {
     host_ips: Vec<IpAddr>,
     /// Name of the interface to the node's network layer. The service prefixes are routed to it;
     /// forwarding between it and other interfaces is the node's own affair (sysctl).
-    #[arg(long, default_value = "aero-relay")]
+    #[arg(long, default_value = DEVICE)]
     device: String,
     /// Address of /healthz, /readyz and /metrics.
     #[arg(long, env = "AERO_ADMIN", default_value = "[::]:9063")]
     admin: SocketAddr,
+    #[command(flatten)]
+    bgp: BgpArgs,
 }
 
 /// Runs the Relay until SIGTERM.
@@ -71,6 +79,13 @@ pub async fn run(args: RelayArgs) -> anyhow::Result<()> {
     driver.with(|_, _| ());
     let readiness = Readiness::default();
     let routes_ready = readiness.register("routes");
+    let bgp = match args.bgp.bgp_table {
+        Some(table) => {
+            let sessions = Sessions::open(args.bgp.device(Role::Relay), id).await?;
+            Some((Table::open(table)?, sessions, readiness.register("bgp")))
+        }
+        None => None,
+    };
     let mut registry = Registry::default();
     metrics::register(&mut registry, table);
     let stop = tokio_util::sync::CancellationToken::new();
@@ -85,8 +100,18 @@ pub async fn run(args: RelayArgs) -> anyhow::Result<()> {
             Err(e) => tracing::error!("routes to {}: {e}", args.device),
         }
     });
+    let (to_engine, of_engine) = mpsc::channel(CONTROL_QUEUE);
     tokio::select! {
-        () = driver.run(&sender, control, outgoing) => {}
+        () = driver.run(&sender, of_engine, outgoing) => {}
+        () = async {
+            match &bgp {
+                Some((table, sessions, ready)) => tokio::join!(
+                    sessions.run(&driver, &sender, control, to_engine),
+                    learn::follow_routes(table, &driver, ready),
+                ).0,
+                None => session::pass(control, to_engine).await,
+            }
+        } => {}
         () = follow => {}
         ended = &mut forwarding => ended??,
         ended = &mut admin => ended??,
@@ -94,6 +119,9 @@ pub async fn run(args: RelayArgs) -> anyhow::Result<()> {
     }
     stop.cancel();
     attach::remove_device(&args.device).await?;
+    if bgp.is_some() {
+        attach::remove_device(args.bgp.device(Role::Relay)).await?;
+    }
     Ok(())
 }
 

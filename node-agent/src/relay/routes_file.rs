@@ -1,5 +1,6 @@
-//! A Relay's Servers and ACP routes as a file, where no routing protocol tells them. A change of the
-//! file is noticed within a second; a file that cannot be used leaves the routes as they were.
+//! A Relay's Servers and ACP routes as a file. Routes are in it where no routing protocol tells them;
+//! where one does, the file also says who takes part in it. A change of the file is noticed within a
+//! second; a file that cannot be used leaves the routes as they were.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -12,6 +13,7 @@ use anyhow::{Context as _, bail};
 use ipnet::IpNet;
 use serde::Deserialize;
 
+use crate::bgp::instance::{External, FIRST_ASN, Instance, Speaker, Timers, asn_of};
 use crate::driver::Driver;
 
 /// How often the file is looked at.
@@ -22,6 +24,13 @@ const LOOK: Duration = Duration::from_secs(1);
 struct Document {
     service_prefixes: Vec<IpNet>,
     servers: Vec<Row>,
+    /// Who takes part in BGP beside them.
+    #[serde(default)]
+    relays: Vec<RelayRow>,
+    #[serde(default)]
+    external_peers: Vec<External>,
+    #[serde(default)]
+    bgp: Timers,
 }
 
 #[derive(Debug, Deserialize)]
@@ -32,6 +41,17 @@ struct Row {
     /// ACPs of its Clients.
     #[serde(default)]
     routes: Vec<IpNet>,
+    /// Its AS number; one that follows from the address if it is not given.
+    asn: Option<u32>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RelayRow {
+    /// Underlay address and port.
+    address: SocketAddr,
+    /// Its AS number.
+    asn: Option<u32>,
 }
 
 /// What the file says.
@@ -43,6 +63,8 @@ pub struct RoutesFile {
     pub servers: BTreeMap<ServerId, LinkLayerAddress>,
     /// Which Server has which ACP.
     pub routes: BTreeSet<(IpNet, ServerId)>,
+    /// Who takes part in BGP. Whether that can be is for [`Instance::check`] to say.
+    pub instance: Instance,
 }
 
 impl RoutesFile {
@@ -53,9 +75,21 @@ impl RoutesFile {
     pub fn parse(text: &str) -> anyhow::Result<Self> {
         let document: Document = serde_saphyr::from_str(text)?;
         let mut file = Self { asps: document.service_prefixes, ..Self::default() };
+        file.instance = Instance {
+            asps: file.asps.clone(),
+            external: document.external_peers,
+            timers: document.bgp,
+            ..Instance::default()
+        };
+        for row in document.relays {
+            let asn = row.asn.unwrap_or(FIRST_ASN);
+            file.instance.relays.push(Speaker { at: row.address.into(), asn });
+        }
         for row in document.servers {
             let at = LinkLayerAddress::from(row.address);
             let id = ServerId::from_underlay(at.ip);
+            let asn = row.asn.unwrap_or_else(|| asn_of(id, FIRST_ASN));
+            file.instance.servers.push(Speaker { at, asn });
             if let Some(other) = file.servers.insert(id, at) {
                 bail!("{at} and {other} would have the same link-local address");
             }
@@ -155,6 +189,23 @@ servers:
         assert_eq!(relay.route_count(), 2);
         two.change_to(&RoutesFile::default(), &mut relay);
         assert_eq!(relay.route_count(), 0);
+    }
+
+    #[test]
+    fn a_file_says_who_takes_part_in_bgp() {
+        let text = format!(
+            "{TEXT}
+relays: [{{address: '192.0.2.21:8060'}}, {{address: '192.0.2.22:8060', asn: 4200000009}}]
+externalPeers: [{{address: 'fd99::f', asn: 65000}}]
+bgp: {{holdSeconds: 9, bfd: true}}
+"
+        );
+        let instance = RoutesFile::parse(&text).unwrap().instance;
+        assert_eq!(instance.check(), Ok(()));
+        let asns: Vec<u32> = instance.relays.iter().map(|r| r.asn).collect();
+        assert_eq!(asns, [FIRST_ASN, 4_200_000_009]);
+        assert_eq!((instance.timers.hold_seconds, instance.timers.bfd), (9, true));
+        assert_eq!((instance.servers.len(), instance.external.len()), (2, 1));
     }
 
     #[test]

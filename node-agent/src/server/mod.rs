@@ -4,6 +4,7 @@
 //! (`file_table.rs`). `legacy.rs` is the deprecated model, in which a central server has it.
 
 pub mod file_table;
+mod interior;
 mod kube_table;
 mod legacy;
 mod moves;
@@ -32,6 +33,7 @@ use tokio::sync::mpsc;
 use uuid::Uuid;
 
 use crate::attach;
+use crate::bgp::BgpArgs;
 use crate::driver::{Driver, PathMtu};
 use crate::forwarding::{ForwarderArgs, Role};
 use crate::metrics::{self, Counted, Refusals};
@@ -102,6 +104,8 @@ pub struct ServerArgs {
     admin: SocketAddr,
     #[command(flatten)]
     forwarding: ForwarderArgs,
+    #[command(flatten)]
+    bgp: BgpArgs,
 }
 
 /// Runs the Server until SIGTERM.
@@ -162,6 +166,7 @@ pub async fn run(args: ServerArgs) -> anyhow::Result<()> {
             server.add_server_peer(ServerId::from_underlay(peer.ip()), (*peer).into());
         }
     });
+    let interior = interior::open(&args.bgp, ServerId::from_underlay(first), &driver).await?;
     let readiness = Readiness::default();
     let mappings_ready = readiness.register("mappings");
     // A file names the link and its clients in one.
@@ -191,8 +196,10 @@ pub async fn run(args: ServerArgs) -> anyhow::Result<()> {
         tokio::spawn(admin::serve(args.admin, readiness, registry, debug, stop.clone()));
     tracing::info!(id = %ServerId::from_underlay(first).address(), link = args.link, "serving {:?}", args.host_ips);
     let mut forwarding = tokio::spawn(forwarder.clone().run());
+    let (to_engine, of_engine) = mpsc::channel(CONTROL_QUEUE);
     tokio::select! {
-        () = driver.run(&sender, control, outgoing) => {}
+        () = driver.run(&sender, of_engine, outgoing) => {}
+        () = interior::run(interior.as_ref(), &driver, &sender, control, to_engine) => {}
         ended = &mut forwarding => ended??,
         ended = &mut admin => ended??,
         ended = async {
@@ -210,10 +217,16 @@ pub async fn run(args: ServerArgs) -> anyhow::Result<()> {
             // one forwards.
             serving.not_ready("ending");
             tokio::time::sleep(LINGER).await;
+            if let Some(interior) = &interior {
+                interior.withdraw().await;
+            }
         } => {}
     }
     stop.cancel();
     forwarder.remove();
+    if interior.is_some() {
+        attach::remove_device(args.bgp.device(crate::bgp::instance::Role::Server)).await?;
+    }
     Ok(())
 }
 

@@ -175,6 +175,11 @@ impl Relay {
         self.reroute(id);
     }
 
+    /// The permanent neighbours.
+    pub fn servers(&self) -> impl Iterator<Item = (ServerId, LinkLayerAddress)> {
+        self.servers.iter().map(|(id, server)| (*id, server.at))
+    }
+
     /// Tells whether a Server can be used: BGP or BFD lost or found it. Permanent entries have no
     /// Neighbor Unreachability Detection (draft -48 section 3.13).
     pub fn set_usable(&mut self, id: ServerId, usable: bool) {
