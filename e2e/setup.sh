@@ -25,6 +25,10 @@ need dhcpcd dhcpcd-base
 need dhcp6c wide-dhcpv6-client
 need perfdhcp kea-admin
 need kea-dhcp6 kea-dhcp6-server
+# Interior BGP, and routers of others that must learn service prefixes from it and nothing else.
+need bird bird2
+need gobgpd gobgpd
+[ -x /usr/lib/frr/bgpd ] || missing="$missing frr"
 [ -e /usr/lib/x86_64-linux-gnu/libc.a ] || [ -e /usr/lib/aarch64-linux-gnu/libc.a ] || missing="$missing libc6-dev"
 if [ "${1:-}" = bench ]; then
     need iperf3 iperf3
@@ -50,8 +54,8 @@ if [ -n "$missing" ]; then
     # shellcheck disable=SC2086
     apt-get install -y -qq --no-install-recommends $missing >/dev/null
     if [ -d /run/systemd/system ]; then
-        for service in kea-dhcp6-server wide-dhcpv6-client; do
-            case "$missing" in *$service*) systemctl disable -q $service ;; esac
+        for service in kea-dhcp6-server wide-dhcpv6-client bird2:bird gobgpd frr; do
+            case "$missing" in *${service%:*}*) systemctl disable -q "${service#*:}" ;; esac
         done
     fi
 fi

@@ -12,6 +12,7 @@
     missing_docs
 )]
 
+mod bgp;
 mod client;
 mod decode;
 mod forgery;
