@@ -32,6 +32,8 @@ enum Role {
     Relay(Box<relay::RelayArgs>),
     /// Print the configuration of BIRD 2 for the Server or Relay of this node.
     BirdConfig(Box<bgp::bird_config::BirdConfigArgs>),
+    /// Run BIRD 2 beside the Server or Relay of this node.
+    Bird(Box<bgp::daemon::BirdArgs>),
 }
 
 #[tokio::main]
@@ -43,6 +45,7 @@ async fn main() -> anyhow::Result<()> {
         Role::Server(args) => server::run(*args).await,
         Role::Client(args) => client::run(*args).await,
         Role::Relay(args) => relay::run(*args).await,
+        Role::Bird(args) => bgp::daemon::run(*args).await,
         Role::BirdConfig(args) => bgp::bird_config::run(*args).await,
     }
 }

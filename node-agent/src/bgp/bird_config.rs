@@ -2,7 +2,7 @@
 //! Server or Relay.
 
 use std::net::IpAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 use clap::Args;
@@ -35,21 +35,37 @@ pub struct BirdConfigArgs {
     device: String,
 }
 
+impl BirdConfigArgs {
+    /// The file that all follows from.
+    pub(super) fn routes(&self) -> &Path {
+        &self.routes
+    }
+
+    /// The kernel route table.
+    pub(super) fn table(&self) -> u32 {
+        self.bgp_table
+    }
+
+    /// The configuration.
+    pub(super) async fn text(&self) -> anyhow::Result<String> {
+        let file = routes_file::read(&self.routes).await?;
+        let own = Own {
+            role: self.role,
+            addresses: &self.host_ips,
+            table: self.bgp_table,
+            device: self.bgp_device.as_deref().unwrap_or(self.role.device()),
+            relay_device: &self.device,
+        };
+        configuration(&file.instance, &own)
+            .with_context(|| format!("no configuration from {}", self.routes.display()))
+    }
+}
+
 /// Prints it.
 ///
 /// # Errors
 /// If the file cannot be used, or this node has no place in it.
 pub async fn run(args: BirdConfigArgs) -> anyhow::Result<()> {
-    let file = routes_file::read(&args.routes).await?;
-    let own = Own {
-        role: args.role,
-        addresses: &args.host_ips,
-        table: args.bgp_table,
-        device: args.bgp_device.as_deref().unwrap_or(args.role.device()),
-        relay_device: &args.device,
-    };
-    let text = configuration(&file.instance, &own)
-        .with_context(|| format!("no configuration from {}", args.routes.display()))?;
-    print!("{text}");
+    print!("{}", args.text().await?);
     Ok(())
 }

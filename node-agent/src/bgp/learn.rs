@@ -20,7 +20,7 @@ const BATCH: usize = 1024;
 /// A daemon that changes a route may delete it and write it anew; within this time that is one
 /// change, so that no packet finds the gap.
 const TOGETHER: Duration = Duration::from_millis(3);
-/// After trouble with netlink.
+/// After trouble with netlink, and for what may change without a notification.
 const AGAIN: Duration = Duration::from_secs(1);
 
 /// The Server that a next hop stands for.
@@ -174,19 +174,17 @@ async fn defaults_while_whole(
             .filter_map(|gateway| server_at(*gateway))
             .collect();
         if known.as_ref() != Some(&usable) {
-            driver.with(|server, _| {
-                let relays: Vec<_> = server.peers().filter(|p| p.kind == PeerKind::Relay).collect();
-                let ids: Vec<ServerId> = relays.iter().map(|p| p.id).collect();
-                for id in ids {
-                    server.set_peer_usable(id, usable.contains(&id));
-                }
-            });
-            tracing::info!(relays = ?usable.iter().map(|r| r.address()).collect::<Vec<_>>(), "usable");
-            *known = Some(usable);
+            let shown: Vec<_> = usable.iter().map(|r| r.address()).collect();
+            tracing::info!(relays = ?shown, "usable");
+            *known = Some(usable.clone());
         }
         // Only then is the table read again: a Server writes many routes that are no defaults.
         loop {
-            let seen = watch.next(table, BATCH).await;
+            set_usable(driver, &usable);
+            // A Relay may be new to this Server while its default is not new to the table.
+            let Ok(seen) = tokio::time::timeout(AGAIN, watch.next(table, BATCH)).await else {
+                continue;
+            };
             if seen.contains(&Seen::Lost) {
                 return Ok(());
             }
@@ -201,6 +199,19 @@ async fn defaults_while_whole(
             }
         }
     }
+}
+
+/// Tells the engine which Relays can be used, where that is news to it.
+fn set_usable(driver: &Driver<Server>, usable: &BTreeSet<ServerId>) {
+    driver.with(|server, _| {
+        let changed = server
+            .peers()
+            .filter(|p| p.kind == PeerKind::Relay && p.usable != usable.contains(&p.id))
+            .map(|p| (p.id, !p.usable));
+        for (id, usable) in changed.collect::<Vec<_>>() {
+            server.set_peer_usable(id, usable);
+        }
+    });
 }
 
 #[cfg(test)]

@@ -12,11 +12,13 @@
 //! program follows ([`learn`]). The sessions themselves run over the AERO link, between the
 //! link-local addresses of Servers and Relays ([`session`]): a session lives exactly as long as
 //! its Server does, and what a daemon says comes from a permanent neighbour or does not come.
-//! [`instance`] is who takes part, [`bird`] the daemon's configuration that follows from it.
+//! [`instance`] is who takes part, [`bird`] the daemon's configuration that follows from it,
+//! [`daemon`] runs the daemon by it.
 
 pub mod announce;
 pub mod bird;
 pub mod bird_config;
+pub mod daemon;
 pub mod instance;
 pub mod learn;
 pub mod session;

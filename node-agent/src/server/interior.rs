@@ -1,17 +1,23 @@
 //! The Server's side of interior BGP: [`crate::bgp`].
 
+use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use aero_dataplane::userspace::{Control, Forwarder};
 use aero_protocol::address::ServerId;
 use aero_protocol::server::{PeerKind, Server};
 use tokio::sync::mpsc;
 
-use crate::bgp::instance::Role;
+use crate::bgp::instance::{Instance, Role};
 use crate::bgp::session::{self, Sessions};
 use crate::bgp::table::Table;
 use crate::bgp::{BgpArgs, announce, learn};
 use crate::driver::Driver;
+use crate::relay::routes_file;
+
+/// How often the Relays' file is looked at.
+const LOOK: Duration = Duration::from_secs(1);
 
 /// What a Server has for BGP.
 pub(super) struct Interior {
@@ -76,4 +82,45 @@ impl Interior {
         }
         tokio::time::sleep(announce::SETTLE).await;
     }
+}
+
+/// Follows the Relays' file until the future is dropped: its Relays and Servers are the permanent
+/// neighbours. With BGP a new Relay is unusable until there is a default by it.
+pub(super) async fn follow_neighbors(file: Option<&Path>, bgp: bool, driver: &Driver<Server>) {
+    let Some(file) = file else { return std::future::pending().await };
+    let mut seen = None;
+    loop {
+        let modified = tokio::fs::metadata(file).await.and_then(|m| m.modified()).ok();
+        if modified != seen {
+            seen = modified;
+            match routes_file::read(file).await {
+                Ok(new) => driver.with(|server, _| change_to(server, &new.instance, bgp)),
+                Err(e) => tracing::error!("the neighbours stay as they were: {e:#}"),
+            }
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+}
+
+/// Brings the permanent neighbours to what the file says; a Server is no neighbour of itself.
+fn change_to(server: &mut Server, instance: &Instance, bgp: bool) {
+    let relays = instance.relays.iter().map(|s| (s.id(), s.at, PeerKind::Relay));
+    let servers = instance.servers.iter().map(|s| (s.id(), s.at, PeerKind::Server));
+    let wanted: Vec<_> = relays.chain(servers).collect();
+    let known: Vec<_> = server.peers().map(|p| (p.id, p.at, p.kind)).collect();
+    for (id, ..) in known.iter().filter(|k| !wanted.iter().any(|w| w.0 == k.0)) {
+        server.remove_peer(*id);
+    }
+    for peer in wanted.iter().filter(|w| !known.contains(w)) {
+        match *peer {
+            (id, at, PeerKind::Server) => server.add_server_peer(id, at),
+            (id, at, PeerKind::Relay) => {
+                server.add_relay(id, at);
+                if bgp {
+                    server.set_peer_usable(id, false);
+                }
+            }
+        }
+    }
+    tracing::info!(neighbours = server.peers().count(), "the neighbours of this Server");
 }

@@ -74,6 +74,10 @@ pub struct ServerArgs {
         value_name = "ADDRESS:PORT"
     )]
     proxies: Vec<SocketAddr>,
+    /// The Relays' file, instead of --relay and --peer: its Relays and the other Servers in it are
+    /// this Server's neighbours, and change with it. See docs/relays.md.
+    #[arg(long, env = "AERO_ROUTES", value_name = "FILE", conflicts_with_all = ["relays", "peers"])]
+    routes: Option<PathBuf>,
     /// The deprecated model: relay DHCPv6 to this one central server, and keep no leases. See
     /// docs/interop.md.
     #[arg(long, value_name = "ADDRESS", value_parser = legacy::parse_address,
@@ -199,6 +203,7 @@ pub async fn run(args: ServerArgs) -> anyhow::Result<()> {
     let (to_engine, of_engine) = mpsc::channel(CONTROL_QUEUE);
     tokio::select! {
         () = driver.run(&sender, of_engine, outgoing) => {}
+        () = interior::follow_neighbors(args.routes.as_deref(), interior.is_some(), &driver) => {}
         () = interior::run(interior.as_ref(), &driver, &sender, control, to_engine) => {}
         ended = &mut forwarding => ended??,
         ended = &mut admin => ended??,

@@ -118,3 +118,50 @@ fn in_a_macro_move_the_new_announcement_comes_first_and_the_old_withdrawal_after
     let shown = relay.ip(&format!("-6 route show table {TABLE}"));
     assert!(shown.contains(&format!("via {} ", id(1).address())), "{shown}");
 }
+
+#[test]
+fn a_server_that_is_added_to_the_file_is_taken_up_by_all_that_run() {
+    let net = Net::new();
+    let link = Link::prepare(&net, Underlay::V4, 2, 1, "");
+    let file = net.dir.path().join("routes.yaml");
+    let whole = std::fs::read_to_string(&file).unwrap();
+    let second = format!("- {{address: '{}'}}\n", link.u.socket(12, 8060));
+    std::fs::write(&file, whole.replace(&second, "")).unwrap();
+    let (routes_file, bird_dir) = (file.to_str().unwrap(), net.dir.path().join("bird"));
+    let start = |host: &Host<'_>, n: u16, role: &str| {
+        let ips = format!("{},fd99::{n:x}", link.u.ip(n));
+        let dir = bird_dir.join(&host.name);
+        let directory = dir.to_str().unwrap();
+        let mut arguments =
+            vec!["bird", "--role", role, "--routes", routes_file, "--host-ips", &ips];
+        arguments.extend(["--bgp-table", TABLE, "--directory", directory]);
+        host.start(&format!("bird-{}", host.name), &agent(), &arguments);
+        if role == "relay" {
+            return link.start_relay(host, n);
+        }
+        let (own, table) = (link.u.ip(n), net.dir.path().join("t.yaml"));
+        let mut arguments = vec!["server", "--host-ips", &own, "--routes", routes_file];
+        arguments.extend(["--bgp-table", TABLE, "--table", table.to_str().unwrap()]);
+        host.start(&host.name, &agent(), &arguments);
+    };
+    let (s1, s2, relay) = (&link.servers[0], &link.servers[1], &link.relays[0]);
+    start(s1, 11, "server");
+    start(relay, 21, "relay");
+    await_that("the first is known", CONVERGED, || defaults(s1) == 1);
+    // Its BIRD waits until the file knows it.
+    start(s2, 12, "server");
+    await_that("it says why it waits", SOON, || {
+        s2.log("bird-s2").contains("192.0.2.12 is none of the Servers of this instance")
+    });
+    std::fs::write(&file, whole).unwrap();
+    await_that("the second is known too", CONVERGED, || defaults(s2) == 1);
+    let clients: Vec<Host<'_>> = (1..=2).map(|n| net.at(&format!("c{n}"), link.u, n)).collect();
+    for (n, client) in (1..).zip(&clients) {
+        start_client(client, n, &[link.server(usize::from(n) - 1)], &[]);
+        await_address(client, n);
+    }
+    await_that("the Relay knows both", CONVERGED, || routes(relay) == acps([1, 2]));
+    assert!(reaches((&clients[0], addr(1)), (&clients[1], addr(2)), SOON));
+    assert!(relay.log("bird-r1").contains("BIRD is told of a change"));
+    assert!(relay.stop("bird-r1").success(), "ends as it is told");
+}

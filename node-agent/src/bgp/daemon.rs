@@ -1,0 +1,119 @@
+//! `aero-node-agent bird`: runs BIRD beside this node's Server or Relay. Makes its configuration
+//! from the Relays' file, makes it anew when the file changes, and ends when BIRD ends, so that
+//! whoever runs this program starts both again.
+
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::{Duration, SystemTime};
+
+use aero_telemetry::shutdown;
+use anyhow::{Context as _, bail};
+use clap::Args;
+use tokio::process::{Child, Command};
+
+use super::bird_config::BirdConfigArgs;
+use super::table::Table;
+use crate::attach::ROUTE_PROTOCOL;
+
+/// How often the file is looked at.
+const LOOK: Duration = Duration::from_secs(1);
+/// A Server that is told to end at the same time forwards and announces for a while yet, and
+/// withdraws then; only after that its sessions may go.
+const LINGER: Duration = Duration::from_secs(5);
+
+/// Flags of `aero-node-agent bird`.
+#[derive(Debug, Args)]
+pub struct BirdArgs {
+    #[command(flatten)]
+    config: BirdConfigArgs,
+    /// BIRD; `birdc` is expected beside it.
+    #[arg(long, default_value = "/usr/sbin/bird")]
+    bird: PathBuf,
+    /// Directory for its configuration and its control socket.
+    #[arg(long, env = "AERO_BIRD_DIR", default_value = "/run/aero-bird")]
+    directory: PathBuf,
+}
+
+/// Runs BIRD until SIGTERM.
+///
+/// # Errors
+/// If BIRD cannot be started, or ends.
+pub async fn run(args: BirdArgs) -> anyhow::Result<()> {
+    let token = shutdown::token()?;
+    tokio::fs::create_dir_all(&args.directory).await?;
+    let (conf, socket) = (args.directory.join("bird.conf"), args.directory.join("bird.ctl"));
+    let (mut seen, mut written, mut child) = (None, String::new(), None::<Child>);
+    loop {
+        let modified = modified(args.config.routes()).await;
+        if modified != seen {
+            seen = modified;
+            match args.config.text().await {
+                Ok(text) if text == written => {}
+                Ok(text) => {
+                    tokio::fs::write(&conf, &text).await?;
+                    written = text;
+                    match child {
+                        None => child = Some(start(&args, &conf, &socket).await?),
+                        Some(_) => configure(&args, &socket).await,
+                    }
+                }
+                // At the beginning this node may not be in the file yet.
+                Err(e) => tracing::error!("BIRD stays as it is: {e:#}"),
+            }
+        }
+        let ended = async {
+            match &mut child {
+                Some(child) => child.wait().await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            status = ended => bail!("BIRD has ended: {}", status?),
+            () = tokio::time::sleep(LOOK) => {}
+            () = token.cancelled() => break,
+        }
+    }
+    if let Some(mut child) = child {
+        tokio::time::sleep(LINGER).await;
+        if let Some(pid) = child.id().and_then(|id| i32::try_from(id).ok()) {
+            let pid = nix::unistd::Pid::from_raw(pid);
+            let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM);
+        }
+        child.wait().await?;
+    }
+    Ok(())
+}
+
+async fn modified(path: &Path) -> Option<SystemTime> {
+    tokio::fs::metadata(path).await.and_then(|m| m.modified()).ok()
+}
+
+/// Starts BIRD; to recover gracefully if an earlier one has left routes.
+async fn start(args: &BirdArgs, conf: &Path, socket: &Path) -> anyhow::Result<Child> {
+    let table = Table::open(args.config.table())?;
+    let left = table.list().await?.iter().any(|r| r.protocol != ROUTE_PROTOCOL);
+    let mut command = Command::new(&args.bird);
+    command.arg("-f").arg("-c").arg(conf).arg("-s").arg(socket);
+    if left {
+        command.arg("-R");
+    }
+    // Whatever happens to this program, no BIRD is left that nobody looks after.
+    command.stdin(Stdio::null()).kill_on_drop(true);
+    let child = command.spawn().with_context(|| format!("{}", args.bird.display()))?;
+    tracing::info!(recovers = left, "BIRD is started");
+    Ok(child)
+}
+
+/// Tells BIRD to read its configuration again.
+async fn configure(args: &BirdArgs, socket: &Path) {
+    let birdc = args.bird.with_file_name("birdc");
+    let mut command = Command::new(birdc);
+    command.arg("-s").arg(socket).arg("configure").stdin(Stdio::null());
+    match command.output().await {
+        Ok(output) => {
+            let said = String::from_utf8_lossy(&output.stdout).trim().replace('\n', "; ");
+            tracing::info!("BIRD is told of a change: {said}");
+        }
+        Err(e) => tracing::error!("BIRD could not be told of a change: {e}"),
+    }
+}
