@@ -64,6 +64,10 @@ bench: ## measure the forwarders against plain routing, VXLAN and wireguard-go (
 	@sh e2e/setup.sh bench
 	nice -n -10 cargo bench -q --locked -p aero-dataplane --bench forwarders -- --table docs/results/bench.md
 
+bench-relays: ## measure interior BGP: failures, and a million prefixes of 100 peers (PEERS= ROUTES= CHURN=)
+	@sh e2e/setup.sh
+	@e2e/bench-relays.sh
+
 crds: ## write the CRDs from the code
 	cargo run -q -p aero-crds --bin crdgen
 

@@ -195,7 +195,7 @@ impl<'a> Host<'a> {
         nix::sys::signal::kill(pid, signal).unwrap();
     }
 
-    /// The process of a program.
+    /// The process of a program. (`ip netns exec` has become the program.)
     pub fn pid(&self, name: &str) -> u32 {
         let programs = self.net.programs.lock().unwrap();
         programs.iter().rev().find(|(n, _)| n == name).unwrap().1.id()

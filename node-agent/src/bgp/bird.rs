@@ -121,6 +121,9 @@ fn tables(out: &mut String, own: &Own<'_>, timers: &Timers) {
     let table = own.table;
     // What an earlier BIRD has left there is not deleted before the neighbours have spoken.
     let graceful = if timers.restart_seconds > 0 { " graceful restart on;" } else { "" };
+    // A Server's BIRD finds at its next scan what a burst has made it miss. A Relay's only looks
+    // whether others have changed what it wrote, which takes long where it wrote a million.
+    let scan = if own.role == Role::Server { 10 } else { 300 };
     for (family, name) in [("ipv6", "acp6"), ("ipv4", "acp4")] {
         let (learn, import, merge) = match own.role {
             // All defaults beside each other: each stands for a Relay that lives.
@@ -131,7 +134,7 @@ fn tables(out: &mut String, own: &Own<'_>, timers: &Timers) {
         };
         let _ = writeln!(
             out,
-            "protocol kernel kernel_{family} {{\n  kernel table {table};{learn} persist; scan time 10;{graceful}{merge}\n  \
+            "protocol kernel kernel_{family} {{\n  kernel table {table};{learn} persist; scan time {scan};{graceful}{merge}\n  \
              # A burst of routes must not overflow it.\n  netlink rx buffer 67108864;\n  \
              {family} {{ table {name}; import {import}; export where source = RTS_BGP; }};\n}}"
         );

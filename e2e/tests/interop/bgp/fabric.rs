@@ -71,8 +71,8 @@ fn bird_in_the_fabric_hears_of_service_prefixes_only_through_a_thousand_moves() 
     assert!(mentioned(&log).is_subset(&ours()), "{:?}", mentioned(&log));
 }
 
-/// Starts FRR's daemons on a host.
-fn start_frr(host: &Host<'_>, bgp: &str) {
+/// Starts FRR's daemons on a host; `options` are for bgpd.
+pub fn start_frr(host: &Host<'_>, bgp: &str, options: &[&str]) {
     let dir = host.net.dir.path().join(format!("frr-{}", host.name));
     std::fs::create_dir_all(&dir).unwrap();
     // FRR insists on being itself; so it needs a directory of its own, and a way there.
@@ -103,12 +103,15 @@ fn start_frr(host: &Host<'_>, bgp: &str) {
             "--log",
             "stdout",
         ];
+        let options = if daemon == "bgpd" { options } else { &[] };
+        let arguments = [&arguments[..], options].concat();
         host.start(&format!("{daemon}-{}", host.name), &program, &arguments);
         await_that("the daemon is there", SOON, || dir.join(format!("{daemon}.vty")).exists());
     }
 }
 
-fn vtysh(host: &Host<'_>, command: &str) -> String {
+/// Asks FRR.
+pub fn vtysh(host: &Host<'_>, command: &str) -> String {
     let dir = host.net.dir.path().join(format!("frr-{}", host.name));
     let arguments = [
         "netns",
@@ -174,7 +177,7 @@ fn frr_in_the_fabric_learns_service_prefixes_only_and_forwards_by_them() {
                neighbor fd99::15 timers connect 1\n neighbor fd99::16 timers connect 1\n \
                address-family ipv6 unicast\n  neighbor fd99::15 activate\n  neighbor fd99::16 activate\n \
                exit-address-family\n";
-    start_frr(&link.router, bgp);
+    start_frr(&link.router, bgp, &[]);
     await_that("FRR has routes by both Relays", CONVERGED, || fabric_paths(&link.router) == 2);
     let learnt = vtysh(&link.router, "show bgp ipv6 unicast");
     assert_eq!(mentioned(&learnt), [OURS[1].to_string()].into(), "{learnt}");
@@ -246,7 +249,7 @@ fn frr_in_the_place_of_a_relays_bird_gets_the_client_prefixes_and_gives_a_defaul
         )),
         each(&|p| format!("  neighbor {p} activate\n  neighbor {p} default-originate\n")),
     );
-    start_frr(relay, &bgp);
+    start_frr(relay, &bgp, &[]);
     let clients: Vec<Host<'_>> = (1..=2).map(|n| net.at(&format!("c{n}"), link.u, n)).collect();
     for (n, client) in (1..).zip(&clients) {
         start_client(client, n, &[link.server(usize::from(n) - 1)], &[]);

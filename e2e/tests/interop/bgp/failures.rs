@@ -65,6 +65,7 @@ fn a_server_that_is_killed_is_withdrawn_in_the_hold_time_and_its_other_clients_g
     for relay in &link.relays {
         await_that("the Relay knows who is left", HOLD + MARGIN, || routes(relay) == acps([2, 3]));
     }
+    figure_ms("server", gap);
     println!("withdrawn at most {:?} after the kill", at.elapsed());
     assert_eq!(routes(s2), acps([2, 3]));
     // It comes back without memory: what its run before has announced is gone, until its Clients
@@ -102,8 +103,10 @@ fn of_two_relays_one_is_killed_and_the_link_and_the_outside_go_by_the_other() {
             link.relays[used].kill(&name);
         },
     );
+    figure_ms("relay", gap);
     outside.await_flow(at + HOLD, HOLD + MARGIN);
     let from_outside = outside.longest_gap(at);
+    figure_ms("relay_from_outside", from_outside);
     println!("and from X to a Client: {from_outside:?} of silence at most");
     assert!(gap.max(from_outside) < HOLD + MARGIN, "{gap:?}, {from_outside:?}");
     case.figure(format!(
@@ -137,6 +140,7 @@ fn bird_is_killed_and_started_again_and_no_packet_is_lost() {
                 link.start_bird(host, n, &["-R"]);
             },
         );
+        figure_ms(&name.replace('-', "_of_"), gap);
         // Nothing is withdrawn, so nothing is lost but what the machine holds up.
         assert!(gap < Duration::from_secs(1), "{gap:?}");
         link.await_sessions();
@@ -162,6 +166,7 @@ fn a_server_that_ends_withdraws_before_it_goes() {
     assert_eq!(routes(&link.servers[0]), acps([]));
     stream.await_flow(Instant::now(), SOON);
     let gap = stream.longest_gap(at);
+    figure_ms("server_that_ends", gap);
     println!("a Server ends: withdrawn after {withdrawn:?}, {gap:?} of silence at most");
     assert!(gap < Duration::from_secs(1), "{gap:?}");
 }
@@ -198,6 +203,7 @@ fn bfd_finds_a_dead_server_in_less_than_a_hold_time() {
     let noticed = at.elapsed();
     stream.await_flow(Instant::now(), SOON);
     let gap = stream.longest_gap(at);
+    figure_ms("server_with_bfd", gap);
     println!("kill -9 of a Server with BFD: noticed after {noticed:?}, {gap:?} of silence");
     assert!(gap < HOLD, "{gap:?}");
 }

@@ -3,7 +3,9 @@
 
 mod fabric;
 mod failures;
+mod moves;
 mod routes;
+mod size;
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
@@ -338,4 +340,15 @@ pub fn counter(relay: &Host<'_>, name: &str) -> u64 {
     let metrics = relay.inside(|| http_get("[::1]:9063", "/metrics"));
     let line = metrics.lines().find(|l| l.strip_prefix(name).is_some_and(|r| r.starts_with(' ')));
     line.and_then(|l| l.split_whitespace().last()?.parse().ok()).unwrap_or_default()
+}
+
+/// Keeps a figure for `make bench-relays`, which says where.
+pub fn figure(name: &str, value: &str) {
+    if let Some(out) = std::env::var_os("AERO_BGP_OUT") {
+        std::fs::write(Path::new(&out).join(name), value).unwrap();
+    }
+}
+
+pub fn figure_ms(name: &str, value: Duration) {
+    figure(name, &value.as_millis().to_string());
 }

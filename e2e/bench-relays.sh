@@ -1,0 +1,23 @@
+#!/bin/sh
+# Interior BGP measured: what dies and how long it is felt, and BGP at size with FRR beside it.
+# Writes target/results/relays.json. PEERS, ROUTES (of each peer) and CHURN (seconds) say how much.
+set -eu
+cd "$(dirname "$0")/.."
+out=$(mktemp -d)
+trap 'rm -rf "$out"' EXIT
+export AERO_BGP_OUT="$out"
+cargo build -q --locked -p aero-node-agent
+cargo test -q --locked -p aero-e2e --test interop -- bgp::failures bgp::moves --test-threads 1 --nocapture
+AERO_BGP_PEERS=${PEERS:-100} AERO_BGP_ROUTES=${ROUTES:-10000} AERO_BGP_CHURN=${CHURN:-60} \
+    cargo test -q --locked -p aero-e2e --test interop -- bgp::size --nocapture
+mkdir -p target/results
+{
+    printf '{"macro_moves": %s, "recovery_ms": {' "$(cat "$out/macro_moves" 2>/dev/null || echo null)"
+    comma=
+    for name in server server_with_bfd server_that_ends relay relay_from_outside bird_of_s1 bird_of_r1 bird_of_r2; do
+        printf '%s"%s": %s' "$comma" "$name" "$(cat "$out/$name")"
+        comma=', '
+    done
+    printf '}, "bgp": %s}\n' "$(cat "$out/bgp")"
+} >target/results/relays.json
+cat target/results/relays.json
