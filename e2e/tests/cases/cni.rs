@@ -136,6 +136,9 @@ spec:
         let test = "cnitool_drives_the_plugin_as_a_sole_delegate";
         let figure = "CHECK named the address that was missing; DEL twice, both well".to_string();
         faults::shown(test, &["F11"], figure);
+        // What is in the namespace is a busybox and a route: it was served from ADD to DEL.
+        let _rows =
+            aero_elements::covers_in("cnitool_drives_the_plugin_as_a_sole_delegate", &["N2", "N3"]);
         Ok(())
     })();
     lab.run("n2", &["sh", "-c", "ip netns del e2e; rm -r /run/aero/net.d"])?;
