@@ -64,7 +64,6 @@ fn frr_count(host: &Host<'_>) -> u64 {
 
 #[test]
 fn many_servers_announce_many_prefixes_and_the_relay_keeps_up() {
-    let _row = aero_elements::covers(&["R3d"]);
     let peers = u16::try_from(number("AERO_BGP_PEERS", 4)).unwrap();
     let each = number("AERO_BGP_ROUTES", 2500);
     let seconds = number("AERO_BGP_CHURN", 5);
