@@ -261,5 +261,8 @@ int underlay_ingress(struct __sk_buff *skb)
 		return DROP;
 	}
 	struct l2 to = r->to;
+	/* A Server's Client may have a shorter way: by a Forwarding Agent. */
+	if (c->tells && !c->device)
+		tell(skb, a.at, &a.in.source, &a.in.destination, now);
 	return send_on(skb, c, &a, &to);
 }

@@ -141,6 +141,11 @@ impl Forwarder {
         receiver
     }
 
+    /// Whether anybody asked for that.
+    pub(crate) fn has_triggers(&self) -> bool {
+        self.triggers.get().is_some()
+    }
+
     /// Reports a packet as if it had been seen here: a forwarder in the kernel saw it.
     pub(crate) fn trigger(&self, inner: Inner, packet: &[u8]) {
         if let Some(triggers) = self.triggers.get() {
@@ -396,7 +401,13 @@ impl Forwarder {
         };
         match self.look(|state| state.table.ingress(from, inner, Instant::now())) {
             Disposition::Tunnel(to) => match outer.carried_on(self.config.ttl_step) {
-                Some(outer) => self.forward(to, packet, outer, out).await,
+                Some(outer) => {
+                    self.forward(to, packet, outer, out).await;
+                    // Of a Server: it could go by somebody else.
+                    if self.device.is_none() {
+                        self.trigger(inner, packet);
+                    }
+                }
                 None => self.refuse(Drop::OuterTtl, packet).await,
             },
             Disposition::Deliver => {

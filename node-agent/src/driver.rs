@@ -68,6 +68,7 @@ engine!(aero_protocol::client::Node, aero_protocol::client::Event);
 engine!(aero_protocol::server::Server, aero_protocol::server::Event);
 engine!(aero_protocol::relay::Relay, aero_protocol::relay::Event);
 engine!(aero_protocol::relay_agent::RelayAgent, aero_protocol::relay_agent::Event);
+engine!(aero_protocol::forwarding_agent::ForwardingAgent, aero_protocol::forwarding_agent::Event);
 
 /// An engine with its surroundings.
 pub struct Driver<E: Engine> {
@@ -77,6 +78,7 @@ pub struct Driver<E: Engine> {
     on_event: Box<dyn Fn(E::Event) + Send + Sync>,
     wake: Notify,
     changed: watch::Sender<u64>,
+    turns: watch::Sender<()>,
     messages: Arc<Messages>,
 }
 
@@ -95,6 +97,7 @@ impl<E: Engine> Driver<E> {
             on_event: Box::new(on_event),
             wake: Notify::new(),
             changed: watch::channel(0).0,
+            turns: watch::channel(()).0,
             messages: Arc::default(),
         };
         (Arc::new(driver), outgoing)
@@ -120,6 +123,7 @@ impl<E: Engine> Driver<E> {
             result
         };
         self.wake.notify_one();
+        self.turns.send_replace(());
         if !events.is_empty() {
             self.changed.send_modify(|n| *n = n.wrapping_add(1));
         }
@@ -127,6 +131,11 @@ impl<E: Engine> Driver<E> {
             (self.on_event)(event);
         }
         result
+    }
+
+    /// Lets `f` ask the engine for what it has for others than this driver. Nobody is told.
+    pub fn ask<R>(&self, f: impl FnOnce(&mut E) -> R) -> R {
+        f(&mut self.engine.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// How many control messages went by.
@@ -137,6 +146,11 @@ impl<E: Engine> Driver<E> {
     /// Tells when the engine has reported something.
     pub fn changes(&self) -> watch::Receiver<u64> {
         self.changed.subscribe()
+    }
+
+    /// Tells when anybody has worked with the engine.
+    pub fn turns(&self) -> watch::Receiver<()> {
+        self.turns.subscribe()
     }
 
     /// Runs until the future is dropped.

@@ -3,8 +3,9 @@
 //!
 //! [`agent`] serves the CNI plugin ([`cni`]), attaches pods ([`attach`]) and speaks for them on
 //! the AERO link; [`server`] leases prefixes and forwards; [`client`] speaks for its own host;
-//! [`relay`] forwards between Servers, [`bgp`] tells it of their Clients. All drive an engine of the protocol
-//! crate ([`driver`]) and forward packets by the data plane crate.
+//! [`relay`] forwards between Servers, [`bgp`] tells it of their Clients; [`forwarding_agent`]
+//! forwards as a Server tells it. All drive an engine of the protocol crate ([`driver`]) and
+//! forward packets by the data plane crate.
 
 #![forbid(unsafe_code)]
 
@@ -16,7 +17,9 @@ pub mod cni;
 pub mod driver;
 pub mod duid;
 pub mod forwarding;
+pub mod forwarding_agent;
 pub mod keys;
+mod lines;
 pub mod messages;
 pub mod metrics;
 pub mod paths;

@@ -2,7 +2,7 @@
 
 #![forbid(unsafe_code)]
 
-use aero_node_agent::{agent, bgp, client, relay, server};
+use aero_node_agent::{agent, bgp, client, forwarding_agent, relay, server};
 use aero_telemetry::logs;
 use clap::{Parser, Subcommand};
 
@@ -30,6 +30,8 @@ enum Role {
     Client(Box<client::ClientArgs>),
     /// Forward between Servers, and between the link and this node's network.
     Relay(Box<relay::RelayArgs>),
+    /// Forward data as a Server beside it says.
+    ForwardingAgent(Box<forwarding_agent::ForwardingAgentArgs>),
     /// Print the configuration of BIRD 2 for the Server or Relay of this node.
     BirdConfig(Box<bgp::bird_config::BirdConfigArgs>),
     /// Run BIRD 2 beside the Server or Relay of this node.
@@ -45,6 +47,7 @@ async fn main() -> anyhow::Result<()> {
         Role::Server(args) => server::run(*args).await,
         Role::Client(args) => client::run(*args).await,
         Role::Relay(args) => relay::run(*args).await,
+        Role::ForwardingAgent(args) => forwarding_agent::run(*args).await,
         Role::Bird(args) => bgp::daemon::run(*args).await,
         Role::BirdConfig(args) => bgp::bird_config::run(*args).await,
     }

@@ -100,6 +100,9 @@ impl Ebpf {
     /// # Errors
     /// Outside of a runtime.
     pub(super) fn wanting(&self) -> io::Result<Option<Wanting>> {
+        if self.options.device.is_none() && !self.userspace.has_triggers() {
+            return Ok(None);
+        }
         let mut state = self.state();
         let Some(buffer) = state.maps.take_wanted() else { return Ok(None) };
         state.config.tells = true;

@@ -16,6 +16,7 @@ mod bgp;
 mod client;
 mod decode;
 mod forgery;
+mod forwarding_agent;
 mod legacy;
 mod net;
 mod paths;

@@ -3,6 +3,7 @@
 //! The table comes from the API server (`kube_table.rs`) or, without Kubernetes, from a file
 //! (`file_table.rs`). `legacy.rs` is the deprecated model, in which a central server has it.
 
+mod feed;
 pub mod file_table;
 mod interior;
 mod kube_table;
@@ -110,6 +111,8 @@ pub struct ServerArgs {
     forwarding: ForwarderArgs,
     #[command(flatten)]
     bgp: BgpArgs,
+    #[command(flatten)]
+    feed: feed::FeedArgs,
 }
 
 /// Runs the Server until SIGTERM.
@@ -170,6 +173,12 @@ pub async fn run(args: ServerArgs) -> anyhow::Result<()> {
             server.add_server_peer(ServerId::from_underlay(peer.ip()), (*peer).into());
         }
     });
+    let feed = args.feed.open(SocketAddr::new(first, args.port), &driver)?;
+    // Whoever listens has the forwarder look for what to tell.
+    let forwarded = match feed {
+        Some(_) => sender.triggers(),
+        None => mpsc::channel(1).1,
+    };
     let interior = interior::open(&args.bgp, ServerId::from_underlay(first), &driver).await?;
     let readiness = Readiness::default();
     let mappings_ready = readiness.register("mappings");
@@ -205,6 +214,7 @@ pub async fn run(args: ServerArgs) -> anyhow::Result<()> {
         () = driver.run(&sender, of_engine, outgoing) => {}
         () = interior::follow_neighbors(args.routes.as_deref(), interior.is_some(), &driver) => {}
         () = interior::run(interior.as_ref(), &driver, &sender, control, to_engine) => {}
+        () = feed::run(feed, &driver, forwarded) => {}
         ended = &mut forwarding => ended??,
         ended = &mut admin => ended??,
         ended = async {

@@ -192,6 +192,15 @@ impl Server {
         Ok(())
     }
 
+    /// As [`Server::data_forwarded`], where the forwarder has checked the outer source and does not
+    /// tell it.
+    pub fn data_was_forwarded(&mut self, inner: Inner, now: Instant) {
+        let from = self.client_of(inner.source).map(|n| n.link_layer);
+        if let Some(from) = from {
+            self.data_forwarded(from, inner, now);
+        }
+    }
+
     /// A data packet came from `from` and was forwarded. The driver need not tell of each one: as
     /// few as one per second and pair of prefixes is enough.
     pub fn data_forwarded(&mut self, from: LinkLayerAddress, inner: Inner, now: Instant) {
