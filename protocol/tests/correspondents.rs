@@ -8,6 +8,7 @@ mod common;
 use std::net::IpAddr;
 use std::time::Duration;
 
+use aero_elements::faults::{Level, held};
 use aero_protocol::address::{Epoch, LinkLayerAddress, aero_address};
 use aero_protocol::client::Ignored;
 use aero_protocol::forwarding::{Disposition, Inner};
@@ -104,6 +105,7 @@ fn a_pod_that_is_deleted_tells_its_correspondents_before_its_lease_is_released()
 
 #[test]
 fn without_the_advertisement_the_old_node_sends_on_until_nud_has_found_out() {
+    let mut case = held(&["F19"], Level::Model);
     let mut link = with_third();
     link.lose = Box::new(|_, s| read(s).is_some_and(|nd| announcement(&nd)));
     assert_eq!(talk(&mut link, 21, 1, 2), direct(22));
@@ -127,10 +129,15 @@ fn without_the_advertisement_the_old_node_sends_on_until_nud_has_found_out() {
         link.run(SECOND / 10);
     }
     assert_eq!(talk(&mut link, 21, 1, 2), direct(23));
+    case.figure(format!(
+        "every advertisement lost: no packet lost, the way by the old node ends after {} ms (bound 3000 ms)",
+        healed.unwrap().as_millis()
+    ));
 }
 
 #[test]
 fn if_the_old_node_died_nud_heals_within_three_probes() {
+    let mut case = held(&["F19"], Level::Model);
     let mut link = with_third();
     assert_eq!(talk(&mut link, 21, 1, 2), direct(22));
     link.dead.push(node_address(22));
@@ -146,6 +153,10 @@ fn if_the_old_node_died_nud_heals_within_three_probes() {
         }
     }
     assert!(healed.unwrap() <= SECOND * 3 + SECOND / 50, "{healed:?}");
+    case.figure(format!(
+        "the old node dead as well: NUD has repaired it after {} ms (bound 3000 ms and two ways)",
+        healed.unwrap().as_millis()
+    ));
 }
 
 #[test]

@@ -149,3 +149,52 @@ fn a_lease_that_cannot_be_renewed_is_used_to_its_end_and_given_to_nobody_before(
         LEASE.as_secs()
     ));
 }
+
+#[test]
+fn of_two_holders_on_the_two_sides_of_a_partition_the_larger_epoch_stays_when_it_heals() {
+    let mut case = held(&["F18"], Level::Model);
+    let (old, new, peer) = (node_address(21), node_address(22), node_address(23));
+    let (old_side, new_side) = (server_address(11), server_address(12));
+    let mut slowest = Duration::ZERO;
+    for split in [1u32, 10, 39, 120] {
+        let mut link = Link::cluster();
+        // The old node with one Server and without the API server; all else on the other side.
+        let left = [old, old_side];
+        link.lose = Box::new(move |_, s| left.contains(&s.from) != left.contains(&s.to));
+        link.map_at(new_side, 1, 2, Some(new));
+        link.attach(new, 1, 2);
+        link.run(SECOND * split);
+        // Each side serves the prefix, to its own.
+        assert!(link.node(old).engine.standing(&duid(1)).unwrap().served, "split for {split} s");
+        assert!(link.node(new).engine.standing(&duid(1)).unwrap().served, "split for {split} s");
+        let at = |link: &mut Link, server| {
+            let mut all = link.server(server).engine.neighbors();
+            all.find(|n| n.client == duid(1)).map(|n| n.link_layer)
+        };
+        assert_eq!(at(&mut link, old_side), Some(old));
+        assert_eq!(at(&mut link, new_side), Some(new));
+        // It heals; the Server that was cut off reads the table.
+        link.lose = Box::new(|_, _| false);
+        link.map_at(old_side, 1, 2, Some(new));
+        let healed = link.now;
+        let mut one = None;
+        while link.now < healed + LEASE * 2 {
+            link.run(SECOND / 50);
+            let served = link.node(old).engine.standing(&duid(1)).is_some_and(|s| s.served);
+            let wrong = served || link.user_packet(old, 1, 2).is_ok();
+            let right = link.user_packet(peer, 2, 1) == Ok(new);
+            match one {
+                None if right && !wrong => one = Some(link.now - healed),
+                None => {}
+                Some(_) => assert!(right && !wrong, "split for {split} s: to and fro"),
+            }
+        }
+        slowest = slowest.max(one.expect("one holder is left"));
+        assert_eq!(places(&mut link), [new, new], "split for {split} s");
+    }
+    assert!(slowest <= SECOND * 3, "one holder only after {slowest:?}");
+    case.figure(format!(
+        "split for up to 120 s: {} ms after it heals the larger epoch alone holds it, and no flap after",
+        slowest.as_millis()
+    ));
+}
