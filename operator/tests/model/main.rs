@@ -10,6 +10,7 @@ mod crash_points;
 mod driver;
 mod faults;
 mod histories;
+mod sandboxes;
 mod scale;
 mod server;
 mod store;
