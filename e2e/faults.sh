@@ -12,6 +12,11 @@ run() {
     "$@" >>"$log" 2>&1 || status=1
 }
 run cargo test --workspace --locked --exclude aero-e2e --no-fail-fast
+if [ "$(id -u)" = 0 ]; then
+    sh e2e/setup.sh || exit 1
+    run cargo build --locked -p aero-node-agent
+    run cargo test --locked -p aero-e2e --test interop -- --test-threads 6
+fi
 if [ "${LAB:-yes}" != no ]; then
     sh e2e/setup.sh || exit 1
     run cargo build --locked -p aero-e2e
