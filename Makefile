@@ -62,7 +62,7 @@ protocol-table: ## run the tests and say which elements of the protocol they sho
 
 bench: ## measure the forwarders against plain routing, VXLAN and wireguard-go (about eight minutes)
 	@sh e2e/setup.sh bench
-	nice -n -10 cargo bench -q --locked -p aero-dataplane --bench forwarders -- --table docs/results/bench.md
+	nice -n -10 cargo bench -q --locked -p aero-dataplane --bench forwarders -- --table $(CURDIR)/docs/results/bench.md
 
 bench-relays: ## measure interior BGP: failures, and a million prefixes of 100 peers (PEERS= ROUTES= CHURN=)
 	@sh e2e/setup.sh
