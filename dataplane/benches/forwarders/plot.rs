@@ -16,6 +16,9 @@ const COLOURS: [RGBColor; 5] = [
 ];
 /// Ratios above this are cut off, with their value beside the bar.
 const TOP: f64 = 2.0;
+/// Room above the bars for the measures' names, and beside them for the legend.
+const ABOVE: f64 = 0.25;
+const BESIDE: f64 = 4.0;
 
 /// Draws one panel for each underlay: a group of bars for each measure.
 ///
@@ -39,6 +42,7 @@ pub fn draw(path: &Path, rows: &[Row]) -> Result<()> {
     root.fill(&WHITE).map_err(error)?;
     for (panel, underlay) in root.split_evenly((underlays.len(), 1)).iter().zip(&underlays) {
         let width = variants.len() as f64 + 1.0;
+        let right = width * measures.len() as f64;
         let mut chart = ChartBuilder::on(panel)
             .caption(
                 format!("{underlay} underlay: ratio to plain routing (less is better for CPU and round trip)"),
@@ -47,11 +51,11 @@ pub fn draw(path: &Path, rows: &[Row]) -> Result<()> {
             .margin(8)
             .x_label_area_size(28)
             .y_label_area_size(44)
-            .build_cartesian_2d(0.0..width * measures.len() as f64, 0.0..TOP)
+            .build_cartesian_2d(0.0..right + BESIDE, 0.0..TOP + ABOVE)
             .map_err(error)?;
         let mut mesh = chart.configure_mesh();
         mesh.disable_x_mesh().x_labels(0).y_labels(9).draw().map_err(error)?;
-        let one = [(0.0, 1.0), (width * measures.len() as f64, 1.0)];
+        let one = [(0.0, 1.0), (right, 1.0)];
         chart.draw_series(LineSeries::new(one, BLACK)).map_err(error)?;
         for (v, variant) in variants.iter().enumerate() {
             let colour = COLOURS[v % COLOURS.len()];
@@ -65,7 +69,7 @@ pub fn draw(path: &Path, rows: &[Row]) -> Result<()> {
                 let height = row.ratio.min(TOP);
                 bars.push(Rectangle::new([(left, 0.0), (left + 0.9, height)], colour.filled()));
                 let style = ("sans-serif", 11).into_font();
-                texts.push(Text::new(format!("{:.2}", row.ratio), (left, height - 0.01), style));
+                texts.push(Text::new(format!("{:.2}", row.ratio), (left, height + 0.09), style));
             }
             chart.draw_series(bars).map_err(error)?.label(*variant).legend(move |(x, y)| {
                 Rectangle::new([(x, y - 5), (x + 10, y + 5)], colour.filled())
@@ -73,7 +77,7 @@ pub fn draw(path: &Path, rows: &[Row]) -> Result<()> {
             chart.draw_series(texts).map_err(error)?;
         }
         for (m, measure) in measures.iter().enumerate() {
-            let at = (m as f64 * width + 0.5, TOP - 0.04);
+            let at = (m as f64 * width + 0.5, TOP + ABOVE - 0.05);
             let style = ("sans-serif", 13).into_font();
             let text = Text::new(measure.replace('_', " "), at, style);
             chart.draw_series([text]).map_err(error)?;

