@@ -13,7 +13,7 @@ use aero_protocol::forwarding::Inner;
 use aero_protocol::wire::aero_options::Claim;
 use aero_protocol::wire::ip::Packet;
 use aero_protocol::wire::nd::{Nd, NdMessage};
-use topology::{Rig, SECOND, acp, duid, host, infra_at, node_at};
+use topology::{Data, Rig, SECOND, acp, duid, host, infra_at, node_at};
 use uuid::Uuid;
 
 const P1: u8 = 21;
@@ -292,6 +292,28 @@ fn a_proxy_that_was_not_told_sends_on_as_soon_as_the_new_one_asks() {
         assert!(missed + 5 > joined - left, "only what came before the join");
         assert!(rig.node(P1).standing(&duid(1)).is_none_or(|s| !s.served));
     }
+}
+
+#[test]
+fn a_client_that_leaves_again_at_once_is_not_sent_round_and_round() {
+    // P1 sends straight to P2, which has lost the Client and sends to a Server; one that has not
+    // heard of P2 would send to P1 again.
+    let mut rig = link();
+    rig.map(1, 2, &[node_at(P2).ip]);
+    rig.with_node(P2, |n, now| {
+        let spec = ClientSpec { client: duid(1), claim: claim(2), prefixes: vec![acp(1)] };
+        n.attach_from(spec, node_at(P1), now);
+    });
+    rig.run(MILLI * 100);
+    let inner = Inner { source: host(2), destination: host(1) };
+    let from_p1 = |number| Data { number, inner, from: node_at(P1), at: node_at(P2) };
+    rig.arrives(from_p1(1));
+    assert!(rig.delivered.iter().any(|(n, at, _)| (*n, *at) == (1, node_at(P2))));
+    rig.with_node(P2, |n, now| n.detach(&duid(1), now));
+    rig.run(MILLI * 100);
+    rig.arrives(from_p1(2));
+    let why = rig.lost.iter().find(|(n, _)| *n == 2).map(|(_, why)| why.as_str());
+    assert!(why.is_some_and(|w| w.contains("origin")), "{why:?}");
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use aero_protocol::forwarding::{Change, NextHop};
 use anyhow::ensure;
 
-use super::net::{Node, fabric};
+use super::net::{Node, PATIENCE, fabric};
 use super::node::{Running, l2, route, to};
 use super::outlives::{another_megabyte, stream};
 
@@ -80,7 +80,8 @@ pub fn streams() -> anyhow::Result<()> {
         );
         for (running, runtime) in agents.into_iter().chain([(serving, runtime)]) {
             drop(running);
-            runtime.shutdown_background();
+            // Not before its tasks have let go of the sockets.
+            runtime.shutdown_timeout(PATIENCE);
         }
     }
     Ok(())

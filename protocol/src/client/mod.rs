@@ -703,6 +703,9 @@ impl Node {
         let prefixes = client.prefixes.clone();
         for prefix in prefixes {
             self.prefix_left(prefix);
+            if to.is_none() {
+                self.refuse_from_former(prefix, now);
+            }
             self.departed.insert(prefix, Departed { until: now + FORWARD_TIME, to });
             self.timers.set(Timer::Departed(prefix), now + FORWARD_TIME);
             self.route_departed(prefix, now);

@@ -52,6 +52,8 @@ pub(super) struct Proxies {
     known: BTreeSet<LinkLayerAddress>,
     leaving: BTreeMap<Duid, Leaving>,
     coming: BTreeMap<Duid, Coming>,
+    /// Which Proxies send on to us, each until when.
+    accepted: BTreeMap<IpNet, (LinkLayerAddress, Instant)>,
 }
 
 /// A Client that goes to another Proxy.
@@ -152,8 +154,7 @@ impl Node {
             return;
         };
         for prefix in hint {
-            let until = now + FORWARD_TIME;
-            self.change(Change::SetHandover { prefix, from, until });
+            self.accept_from(prefix, from, now);
         }
         let until = now + HAND_OVER_TIME;
         let again = Some(release.clone());
@@ -255,6 +256,27 @@ impl Node {
         }
     }
 
+    /// The old Proxy sends on what still comes for a prefix.
+    fn accept_from(&mut self, prefix: IpNet, from: LinkLayerAddress, now: Instant) {
+        let until = now + FORWARD_TIME;
+        if self.proxies.accepted.len() >= MAX_COMING {
+            self.proxies.accepted.retain(|_, (_, until)| *until > now);
+        }
+        self.proxies.accepted.insert(prefix, (from, until));
+        self.change(Change::SetHandover { prefix, from, until });
+    }
+
+    /// A prefix leaves again, and nobody knows where to: what the Proxy before us still sends on is
+    /// refused. Sent to a Server that has not heard of us it would come back by that Proxy, round
+    /// and round.
+    pub(super) fn refuse_from_former(&mut self, prefix: IpNet, now: Instant) {
+        if let Some((from, until)) = self.proxies.accepted.remove(&prefix)
+            && until > now
+        {
+            self.change(Change::SetHandover { prefix, from, until: now });
+        }
+    }
+
     /// Predictive, new side: asks for the lease of a Client that is about to come.
     fn expect(
         &mut self,
@@ -268,8 +290,7 @@ impl Node {
             return;
         }
         for prefix in spec.prefixes.clone() {
-            let until = now + FORWARD_TIME;
-            self.change(Change::SetHandover { prefix, from, until });
+            self.accept_from(prefix, from, now);
         }
         let until = now + if joined { HAND_OVER_TIME } else { JOIN_TIME };
         let coming = Coming {
