@@ -229,6 +229,9 @@ impl World {
     }
 }
 
+/// Time in which an ICMP error leaves, if there is one.
+const ANSWERED: Duration = Duration::from_millis(500);
+
 /// Waits for a counter to move; the delta of all. The kernel's own multicast reports on the AERO
 /// interface have a foreign source too, and come when they like.
 fn moved(
@@ -291,6 +294,16 @@ fn check(
         delta.len() == 1 && delta.get(counter).is_some_and(|n| *n == 1 || counter == FOREIGN),
         "{what}: expected {expected:?}, counted {delta:?}"
     );
+    // The error may be counted later than the drop, and is not to be taken for the next packet's.
+    let mut answered = answered;
+    if matches!(expected, Disposition::Drop(Drop::NoRoute | Drop::Unreachable)) {
+        let end = Instant::now() + ANSWERED;
+        while !answered && Instant::now() < end {
+            std::thread::sleep(Duration::from_millis(1));
+            let now = counters(running.table().as_ref());
+            answered = ["tunneled", "delivered"].into_iter().any(|way| now[way] > before[way]);
+        }
+    }
     // Counted as dropped: it cannot come any more. Else it has to.
     let wait = if place.is_some() { PATIENCE } else { Duration::ZERO };
     let arrived = world.where_is(text, wait);

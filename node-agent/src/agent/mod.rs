@@ -195,13 +195,19 @@ pub async fn run(args: AgentArgs) -> anyhow::Result<()> {
     let remembered = args.state_dir.join("servers.json");
     std::fs::create_dir_all(&args.state_dir)?;
     recall_servers(&driver, &remembered);
+    let ending = token.clone();
     let watches = Watches::start(
         client.clone(),
         &args.node_name,
         &args.namespace,
         &args.link,
         families,
-        move |servers| set_servers(&of_servers, &servers, &remembered, &servers_ready),
+        move |servers| {
+            // An agent that takes everything off its node writes nothing any more.
+            if !ending.is_cancelled() {
+                set_servers(&of_servers, &servers, &remembered, &servers_ready);
+            }
+        },
     );
     let journal = Journal::open(&args.state_dir.join("attachments"))?;
     let agent = Arc::new(Agent {
