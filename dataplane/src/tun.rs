@@ -122,7 +122,6 @@ impl Device {
     }
 
     /// Hands packets to the node's network layer. Those of one flow are merged where they can be.
-    /// How many were taken; it is not known which of them if that is not all.
     ///
     /// # Errors
     /// If the device took none, or not all.

@@ -128,6 +128,12 @@ impl Underlay {
         self.endpoints.iter().any(|e| e.ip.is_ipv4() == to.is_ipv4())
     }
 
+    /// The endpoint that sends to a neighbour.
+    fn towards(&self, to: LinkLayerAddress) -> io::Result<&Endpoint> {
+        let of_family = self.endpoints.iter().find(|e| e.ip.is_ipv4() == to.ip.is_ipv4());
+        of_family.ok_or_else(|| io::ErrorKind::AddrNotAvailable.into())
+    }
+
     /// Receives a datagram on the n-th socket.
     ///
     /// # Errors
@@ -182,11 +188,11 @@ impl Underlay {
         to: LinkLayerAddress,
         outer: Outer,
     ) -> io::Result<()> {
-        let of_family = self.endpoints.iter().find(|e| e.ip.is_ipv4() == to.ip.is_ipv4());
-        let endpoint = of_family.ok_or(io::ErrorKind::AddrNotAvailable)?;
+        let endpoint = self.towards(to)?;
         for together in packets.chunks(message::PARTS) {
             if together.len() > 1 && endpoint.merged.load(Relaxed) {
-                let send = || endpoint.send(together, to, outer, true);
+                let segment = together.first().and_then(|p| u16::try_from(p.len()).ok());
+                let send = || endpoint.send(together, segment, to, outer, true);
                 let outcome = endpoint.socket.async_io(Interest::WRITABLE, send).await;
                 match outcome.as_ref().map_err(io::Error::raw_os_error) {
                     Ok(()) => continue,
@@ -196,7 +202,7 @@ impl Underlay {
                 }
             }
             for packet in together {
-                let send = || endpoint.send(&[packet], to, outer, true);
+                let send = || endpoint.send(&[packet], None, to, outer, true);
                 endpoint.socket.async_io(Interest::WRITABLE, send).await?;
             }
         }
@@ -249,41 +255,16 @@ impl Underlay {
         outer: Outer,
         dont_fragment: bool,
     ) -> io::Result<()> {
-        let of_family = self.endpoints.iter().find(|e| e.ip.is_ipv4() == to.ip.is_ipv4());
-        let endpoint = of_family.ok_or(io::ErrorKind::AddrNotAvailable)?;
-        let datagram: [&[u8]; 2] = [shim, packet];
-        let one = if shim.is_empty() { &datagram[1..] } else { &datagram[..] };
-        let send = || endpoint.send_one(one, to, outer, dont_fragment);
+        let endpoint = self.towards(to)?;
+        let send = || endpoint.send(&[shim, packet], None, to, outer, dont_fragment);
         endpoint.socket.async_io(Interest::WRITABLE, send).await
     }
 }
 
 impl Endpoint {
-    /// Sends each part in a datagram of its own; all but the last have the same length.
+    /// Sends one datagram made of parts; or with `segment` several, each of that length but for the
+    /// last one, which may be shorter.
     fn send(
-        &self,
-        packets: &[&[u8]],
-        to: LinkLayerAddress,
-        outer: Outer,
-        dont_fragment: bool,
-    ) -> io::Result<()> {
-        let length = packets.first().map_or(0, |p| p.len());
-        let segment = u16::try_from(length).ok().filter(|_| packets.len() > 1);
-        self.send_parts(packets, segment, to, outer, dont_fragment)
-    }
-
-    /// Sends one datagram made of parts.
-    fn send_one(
-        &self,
-        parts: &[&[u8]],
-        to: LinkLayerAddress,
-        outer: Outer,
-        dont_fragment: bool,
-    ) -> io::Result<()> {
-        self.send_parts(parts, None, to, outer, dont_fragment)
-    }
-
-    fn send_parts(
         &self,
         parts: &[&[u8]],
         segment: Option<u16>,

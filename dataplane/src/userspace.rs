@@ -146,7 +146,8 @@ impl Forwarder {
         self.triggers.get().is_some()
     }
 
-    /// Reports a packet as if it had been seen here: a forwarder in the kernel saw it.
+    /// Reports a packet that has a longer way than it need have, seen here or by the forwarder in
+    /// the kernel.
     pub(crate) fn trigger(&self, inner: Inner, packet: &[u8]) {
         if let Some(triggers) = self.triggers.get() {
             triggers.offer(inner, packet, Instant::now());
@@ -366,10 +367,8 @@ impl Forwarder {
             Disposition::Drop(why) => self.refuse(why, packet).await,
             Disposition::Hold { prefix, first } => self.wait((prefix, first), None, packet, outer),
         }
-        if egress.by_server
-            && let Some(triggers) = self.triggers.get()
-        {
-            triggers.offer(inner, packet, now);
+        if egress.by_server {
+            self.trigger(inner, packet);
         }
     }
 
@@ -427,11 +426,11 @@ impl Forwarder {
 
     /// Hands a packet to this node's network layer.
     fn deliver(&self, packet: &[u8], out: &mut Out<'_>) {
-        if self.device.is_some() {
-            self.deliver_with(packet, out);
-        } else {
-            self.counters.dropped(Drop::NotForUs);
+        if self.device.is_none() {
+            return self.counters.dropped(Drop::NotForUs);
         }
+        self.counters.delivered(packet.len());
+        out.deliver(packet);
     }
 
     /// Sends a packet into a tunnel, or tells its source that it is too big.

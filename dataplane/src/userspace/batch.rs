@@ -49,6 +49,11 @@ impl Out<'_> {
     pub(super) fn new(device: Outgoing, queue: usize) -> Self {
         Self { run: None, device, queue }
     }
+
+    /// Adds a packet for this node's network layer.
+    pub(super) fn deliver(&mut self, packet: &[u8]) {
+        self.device.push(packet);
+    }
 }
 
 impl Forwarder {
@@ -75,12 +80,6 @@ impl Forwarder {
         run.packets.push(packet);
         run.bytes += packet.len();
         Ok(())
-    }
-
-    /// Hands a packet to this node's network layer, with others.
-    pub(super) fn deliver_with(&self, packet: &[u8], out: &mut Out<'_>) {
-        self.counters.delivered(packet.len());
-        out.device.push(packet);
     }
 
     async fn flush_run(&self, out: &mut Out<'_>) {

@@ -12,7 +12,7 @@ use anyhow::{Context, ensure};
 use socket2::{Domain, Protocol, Socket, Type};
 
 use super::net::{Netns, Node, PATIENCE, fabric};
-use super::node::{Running, addresses, l2, route, to};
+use super::node::{Live, addresses, l2, route, to};
 
 const A: &str = "2001:d00:0:1";
 const B: &str = "2001:d00:0:2";
@@ -73,36 +73,13 @@ fn advertisement(packet: &[u8]) -> Option<Vec<u8>> {
     Nd { source: target, destination: nd.source, message, options: nd.options }.emit().ok()
 }
 
-/// A forwarder that runs, with the runtime that it does so in.
-struct Agent {
-    running: Running,
-    _runtime: tokio::runtime::Runtime,
-}
-
-impl Agent {
-    fn start(node: &Node, set_up: impl FnOnce(&mut Running) + Send) -> Self {
-        node.netns.inside(|| {
-            let mut builder = tokio::runtime::Builder::new_multi_thread();
-            let runtime = builder.worker_threads(1).enable_all().build().unwrap();
-            let guard = runtime.enter();
-            let mut running = Running::start(node, 8061, true, Some(Hooks::Auto));
-            set_up(&mut running);
-            let (ebpf, userspace) = (running.ebpf.clone().unwrap(), running.userspace.clone());
-            tokio::spawn(async move { ebpf.run().await });
-            tokio::spawn(userspace.run());
-            drop(guard);
-            Self { running, _runtime: runtime }
-        })
-    }
-}
-
 /// Two agents with a direct path to each other. `answering`: somebody speaks for their engines.
-fn pair(nodes: [&Node; 2], addresses: [&str; 2], answering: bool) -> Vec<Agent> {
+fn pair(nodes: [&Node; 2], addresses: [&str; 2], answering: bool) -> Vec<Live> {
     let agent = |n: usize| {
         let (own, far) = if n == 0 { (A, B) } else { (B, A) };
         let peer = l2(addresses[1 - n]);
         let (number, other) = if n == 0 { (1, 2) } else { (2, 1) };
-        Agent::start(nodes[n], |running| {
+        Live::start(nodes[n], true, Some(Hooks::Auto), |running| {
             let table = running.table();
             let own = format!("{own}::/64");
             table.apply(&route("2001:d00::/24", NextHop::Neighbor(peer), false));
@@ -264,7 +241,7 @@ pub fn no_way_in() -> anyhow::Result<()> {
         };
         let socket_address = |ip: IpAddr| std::net::SocketAddr::new(ip, 8061).to_string();
         let neighbor = socket_address(at(65));
-        let agent = Agent::start(&node, |running| {
+        let agent = Live::start(&node, true, Some(Hooks::Auto), |running| {
             let table = running.table();
             table.apply(&route(&format!("{A}::/64"), NextHop::Local, false));
             let prefix = format!("{B}::/64").parse().unwrap();

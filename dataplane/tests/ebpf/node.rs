@@ -101,6 +101,38 @@ impl Drop for Running {
     }
 }
 
+/// Forwarders that run, with the runtime that they do so in: it goes last, and with it their
+/// sockets.
+pub struct Live {
+    pub running: Running,
+    _runtime: tokio::runtime::Runtime,
+}
+
+impl Live {
+    /// An agent's (`device`) or a Server's, of the usual port.
+    pub fn start(
+        node: &Node,
+        device: bool,
+        hooks: Option<Hooks>,
+        set_up: impl FnOnce(&mut Running) + Send,
+    ) -> Self {
+        node.netns.inside(|| {
+            let mut builder = tokio::runtime::Builder::new_multi_thread();
+            let runtime = builder.worker_threads(1).enable_all().build().unwrap();
+            let guard = runtime.enter();
+            let port = if device { 8061 } else { 8060 };
+            let mut running = Running::start(node, port, device, hooks);
+            set_up(&mut running);
+            if let Some(ebpf) = running.ebpf.clone() {
+                tokio::spawn(async move { ebpf.run().await });
+            }
+            tokio::spawn(running.userspace.clone().run());
+            drop(guard);
+            Self { running, _runtime: runtime }
+        })
+    }
+}
+
 /// Runs `f` in the node's namespace within a runtime.
 pub fn on<R: Send>(node: &Node, f: impl FnOnce() -> R + Send) -> R {
     node.netns.inside(|| {

@@ -3,27 +3,9 @@
 use aero_protocol::forwarding::{Change, NextHop};
 use anyhow::ensure;
 
-use super::net::{Node, PATIENCE, fabric};
-use super::node::{Running, l2, route, to};
+use super::net::{Node, fabric};
+use super::node::{Live, l2, route, to};
 use super::outlives::{another_megabyte, stream};
-
-/// A forwarder that runs, with its runtime.
-fn start(
-    node: &Node,
-    device: bool,
-    set_up: impl FnOnce(&Running) + Send,
-) -> (Running, tokio::runtime::Runtime) {
-    node.netns.inside(|| {
-        let mut builder = tokio::runtime::Builder::new_multi_thread();
-        let runtime = builder.worker_threads(1).enable_all().build().unwrap();
-        let guard = runtime.enter();
-        let running = Running::start(node, if device { 8061 } else { 8060 }, device, None);
-        set_up(&running);
-        tokio::spawn(running.userspace.clone().run());
-        drop(guard);
-        (running, runtime)
-    })
-}
 
 /// A stream from pod to pod by a Server, over both families. What is merged on the way must come
 /// out as it went in, and by far not in as many system calls as packets: a Server that passes
@@ -41,7 +23,7 @@ pub fn streams() -> anyhow::Result<()> {
         ["[2001:db8:77::3]:8060", "[2001:db8:77::1]:8061", "[2001:db8:77::2]:8061"],
     ] {
         let agent = |node: &Node, prefix: &str| {
-            start(node, true, |running| {
+            Live::start(node, true, None, |running| {
                 let table = running.table();
                 table.apply(&Change::AddPeer(l2(server)));
                 table.apply(&route("2001:d00::/24", to(server), false));
@@ -49,7 +31,7 @@ pub fn streams() -> anyhow::Result<()> {
             })
         };
         let agents = [agent(&nodes[0], a), agent(&nodes[1], b)];
-        let (serving, runtime) = start(&nodes[2], false, |running| {
+        let serving = Live::start(&nodes[2], false, None, |running| {
             for (prefix, agent) in [(a, one), (b, two)] {
                 let table = running.table();
                 let prefix = format!("{prefix}::/64");
@@ -67,7 +49,7 @@ pub fn streams() -> anyhow::Result<()> {
             })?;
         }
         // 40 MB are 28,000 packets of an MTU; each of them passed the Server as one.
-        let passed = serving.table().counters().tunneled_packets;
+        let passed = serving.running.table().counters().tunneled_packets;
         ensure!(passed > 28_000, "{passed} packets passed the Server");
         // A device counts a super-packet once.
         let text = nodes[1].netns.ip("-s link show dev aero0")?;
@@ -78,11 +60,7 @@ pub fn streams() -> anyhow::Result<()> {
             packets > 0 && packets < 14_000,
             "{packets} packets into the kernel for 14,000 or more of an MTU"
         );
-        for (running, runtime) in agents.into_iter().chain([(serving, runtime)]) {
-            drop(running);
-            // Not before its tasks have let go of the sockets.
-            runtime.shutdown_timeout(PATIENCE);
-        }
+        drop((agents, serving));
     }
     Ok(())
 }
