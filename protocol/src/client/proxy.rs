@@ -203,10 +203,7 @@ impl Node {
         let id = message.client.clone().ok_or(WireError::BadValue)?;
         let prefixes: Vec<_> =
             message.ia_pd.iter().flat_map(|ia| &ia.prefixes).map(|p| p.prefix.trunc()).collect();
-        let claim = message.aero.iter().find_map(|o| match o {
-            AeroOption::Claim(c) => Some(*c),
-            _ => None,
-        });
+        let claim = message.claim();
         if prefixes.first().map(|p| aero_address(*p)) != Some(source) {
             return Err(WireError::BadAddress);
         }

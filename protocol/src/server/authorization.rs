@@ -6,7 +6,7 @@ use ipnet::IpNet;
 
 use super::{Fault, Request, Server};
 use crate::address::Epoch;
-use crate::wire::aero_options::{AeroOption, Claim};
+use crate::wire::aero_options::Claim;
 
 /// How a Server checks that a claim comes from the holder. A Client that has a
 /// [key](Server::set_keys) has to sign besides, whatever is set here.
@@ -84,10 +84,7 @@ pub(super) enum Decision {
 
 impl Server {
     pub(super) fn authorize(&self, request: &Request) -> Decision {
-        let claim = request.message.aero.iter().find_map(|o| match o {
-            AeroOption::Claim(c) => Some(*c),
-            _ => None,
-        });
+        let claim = request.message.claim();
         let prefixes = request.message.client.as_ref().and_then(|c| self.by_client.get(c));
         // It may have waited since before the Client had a key.
         let keyed = request.message.client.as_ref().is_some_and(|c| self.needs_signature(c));

@@ -20,7 +20,6 @@ use super::{Ended, Request, Server, Timer};
 use crate::address::{LinkLayerAddress, aero_address};
 use crate::timers::RELEASE_LINGER;
 use crate::wire::WireError;
-use crate::wire::aero_options::AeroOption;
 use crate::wire::dhcpv6::{IaPd, Kind, Status, StatusCode};
 
 /// Longest time for which a Server goes on forwarding for a Client that hops.
@@ -72,10 +71,7 @@ impl Server {
         if client.is_none() || own != client {
             return Err(WireError::BadAddress);
         }
-        let claimed = request.message.aero.iter().find_map(|o| match o {
-            AeroOption::Claim(c) => Some(c.epoch),
-            _ => None,
-        });
+        let claimed = request.message.claim().map(|c| c.epoch);
         let held: Vec<IpNet> = self
             .neighbors
             .values()

@@ -10,7 +10,7 @@ use dhcproto::v6::{
 use dhcproto::{Decodable, Encodable};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
-use super::aero_options::{self, AeroOption};
+use super::aero_options::{self, AeroOption, Claim};
 use super::dhcpv6_walk::walk;
 use super::signature::Signature;
 use super::{Reader, WireError};
@@ -217,6 +217,14 @@ pub struct Message {
 }
 
 impl Message {
+    /// What a node claims to speak for, if it does.
+    pub fn claim(&self) -> Option<Claim> {
+        self.aero.iter().find_map(|o| match o {
+            AeroOption::Claim(claim) => Some(*claim),
+            _ => None,
+        })
+    }
+
     /// A message with nothing in it.
     pub fn new(kind: Kind, transaction: [u8; 3]) -> Self {
         Self {
