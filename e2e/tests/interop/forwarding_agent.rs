@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use super::net::{BOTH, Host, Net, SOON, agent, await_address, await_that, reaches, start_client};
+use super::net::{
+    BOTH, Host, Net, SOON, agent, await_address, await_that, reaches, start_client, try_run,
+};
 use super::tester::{inner, l2, table};
 
 /// NUD, and what a busy machine adds to it.
@@ -34,7 +36,13 @@ fn data_goes_by_a_forwarding_agent_that_a_server_feeds_and_by_the_server_when_it
         start_client(&c2, 2, &[server], &[]);
         await_address(&c1, 1);
         await_address(&c2, 2);
-        await_that("the agent has the state", SOON, || net.log("fa").contains("is here"));
+        // Its page of metrics may come later than the state.
+        let fed = |times| {
+            let pages = ["netns", "exec", &fa.netns, "curl", "-s", "http://[::1]:9065/metrics"];
+            net.log("fa").matches("forwarding state is here").count() == times
+                && try_run("ip", &pages).is_ok()
+        };
+        await_that("the agent has the state", SOON, || fed(1));
         let there = || reaches((&c1, inner(1).into()), (&c2, inner(2).into()), SOON);
         let back = || reaches((&c2, inner(2).into()), (&c1, inner(1).into()), SOON);
         await_that("data goes by the agent, both ways", SOON, || {
@@ -55,6 +63,7 @@ fn data_goes_by_a_forwarding_agent_that_a_server_feeds_and_by_the_server_when_it
         println!("  {u:?}: by the Server {} ms after the agent died", dead.elapsed().as_millis());
         // It comes back, and is fed and announced again.
         fa.start("fa", &agent(), &["forwarding-agent", "--feed", socket, "--host-ips", &u.ip(21)]);
+        await_that("the agent has the state again", SOON, || fed(2));
         await_that("data goes by the agent again", 3 * SOON, || {
             let before = tunneled(&fa, 9065);
             there() && back() && tunneled(&fa, 9065) >= before + 2
