@@ -14,6 +14,9 @@ inline_always void remember(struct __sk_buff *skb, const struct inner *in)
 	key.source_port = (__be16)(both >> 16);
 	key.destination_port = (__be16)both;
 	key.protocol = in->protocol;
+	__u32 *any = flow_bucket(in->source.word);
+	if (any && !*any)
+		*any = 1;
 	if (!bpf_map_lookup_elem(&flows, &key))
 		bpf_map_update_elem(&flows, &key, &one, BPF_ANY);
 }
@@ -21,7 +24,7 @@ inline_always void remember(struct __sk_buff *skb, const struct inner *in)
 SEC("classifier")
 int aero_egress(struct __sk_buff *skb)
 {
-	__u64 now = bpf_ktime_get_ns();
+	__u64 now = bpf_ktime_get_coarse_ns();
 	struct config *c = configuration(now);
 	struct inner in;
 	struct way way;
@@ -53,7 +56,7 @@ int aero_egress(struct __sk_buff *skb)
 	/* Also if the process sends it: a firewall of the node has seen one half of the flow. */
 	if (pod)
 		remember(skb, &in);
-	if (length > LONGEST || find_way(skb, c, &to, longest_piece(skb, length), &way))
+	if (length > LONGEST || find_way(skb, c, &to, longest_piece(skb, length), &way, now))
 		goto pass;
 	if (bpf_skb_change_head(skb, ETH_HLEN, 0))
 		goto pass;

@@ -16,25 +16,25 @@ inline_always int foreign(const struct pod *pod, const struct inner_address *a)
 SEC("classifier")
 int pod_ingress(struct __sk_buff *skb)
 {
-	__u64 now = bpf_ktime_get_ns();
+	__u64 now = bpf_ktime_get_coarse_ns();
 	__u32 ifindex = skb->ifindex;
 	struct config *c = configuration(now);
-	struct pod *pod = bpf_map_lookup_elem(&pods, &ifindex);
 	struct inner in;
 	struct way way;
-	if (!c || !pod || skb->protocol != bpf_htons(ETH_P_IPV6))
+	if (!c || skb->protocol != bpf_htons(ETH_P_IPV6))
 		return NEXT;
 	pull(skb, ETH_HLEN + sizeof(struct ipv6hdr));
 	if (parse(skb, ETH_HLEN, &in) != DATA || in.source.family != 6 ||
 	    link_local(in.source.word))
 		return NEXT;
-	if (foreign(pod, &in.source)) {
+	struct route *own = live_route(&in.source, now);
+	if (!own || own->kind != LOCAL || own->ifindex != ifindex) {
+		struct pod *pod = bpf_map_lookup_elem(&pods, &ifindex);
+		if (!pod || !foreign(pod, &in.source))
+			return NEXT;
 		count(FOREIGN_SOURCE, 1);
 		return DROP;
 	}
-	struct route *own = live_route(&in.source, now);
-	if (!own || own->kind != LOCAL || own->ifindex != ifindex)
-		return NEXT;
 	__u32 length = skb->len - ETH_HLEN;
 	__u32 longest = longest_piece(skb, length);
 	if (in.hop_limit <= 1 || longest > c->mtu || length > LONGEST)
@@ -44,7 +44,7 @@ int pod_ingress(struct __sk_buff *skb)
 	if (next_hop(skb, ETH_HLEN, c, &in.source, own, &in.destination, &to, &straight, now) !=
 	    NEIGHBOR)
 		return NEXT;
-	if (find_way(skb, c, &to, longest, &way))
+	if (find_way(skb, c, &to, longest, &way, now))
 		return NEXT;
 	if (lower_hop_limit(skb, ETH_HLEN, 6))
 		return NEXT;

@@ -2,7 +2,8 @@
  * The forwarding table in maps: what `protocol::forwarding::Table` is in user space. Each look-up
  * here has its namesake there, and a test compares the two packet by packet.
  *
- * Times are CLOCK_MONOTONIC in nanoseconds, 0 for "for good". An entry that has run out does not
+ * Times are CLOCK_MONOTONIC in nanoseconds, 0 for "for good"; the programs read it to the tick,
+ * which spares each packet the clock's hardware. An entry that has run out does not
  * count, whether or not anybody has removed it: a table outlives its process.
  */
 #ifndef AERO_TABLE_H
@@ -289,6 +290,26 @@ struct {
 	__type(value, __u32);
 	__uint(pinning, LIBBPF_PIN_BY_NAME);
 } flows SEC(".maps");
+
+/*
+ * Whether a pod has ever had such a flow, by a hash of its address. Most have none, and most
+ * packets are spared the look-up of theirs.
+ */
+#define FLOW_BUCKETS 4096
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, FLOW_BUCKETS);
+	__type(key, __u32);
+	__type(value, __u32);
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+} has_flows SEC(".maps");
+
+inline_always __u32 *flow_bucket(const __u32 *pod)
+{
+	__u32 bucket = (pod[0] ^ pod[1] ^ pod[2] ^ pod[3]) * 0x9e3779b1U >> 20;
+	return bpf_map_lookup_elem(&has_flows, &bucket);
+}
 
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);

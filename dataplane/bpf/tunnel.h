@@ -44,6 +44,31 @@ struct outer {
 	__u8 ip_in_ip; /* no UDP behind it */
 };
 
+/*
+ * What the kernel's routes and neighbour cache have said about the way to a neighbour, for packets
+ * that came in by the same interface. Believed for WAY_AGE: then a packet asks again, and goes by
+ * the kernel's neighbour cache, which so sees that the entry is in use.
+ */
+struct known_way {
+	__u32 ip[4];
+	__u32 from; /* the interface */
+	__u32 ifindex;
+	__u64 until;
+	__u8 mac[ETH_ALEN];
+	__u8 own_mac[ETH_ALEN];
+	__u32 mtu;
+};
+
+#define WAY_AGE 10000000ULL
+#define WAYS 1024
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, WAYS);
+	__type(key, __u32);
+	__type(value, struct known_way);
+} ways SEC(".maps");
+
 /* Where a packet for a neighbour leaves this node. */
 struct way {
 	__u32 ifindex;
@@ -51,6 +76,7 @@ struct way {
 	__u8 known; /* `next` is the next hop */
 	__u8 v4;
 	__u8 pad;
+	const struct known_way *resolved; /* all is known down to the link layer */
 	struct bpf_redir_neigh next;
 };
 
@@ -63,14 +89,12 @@ inline_always __u32 longest_piece(struct __sk_buff *skb, __u32 length)
 
 /*
  * Finds the way to a neighbour. By the kernel's own routes, so that there is nothing to keep up to
- * date; the next hop's address is resolved by the kernel when the packet leaves. Fails if this
- * node has no address of the family, if the packet is for a process of this node, or if an inner
- * packet of the given length, where it is not 0, is too long for what the kernel knows of the path.
+ * date. Fails if this node has no address of the family, if the packet is for a process of this
+ * node, or if an inner packet of the given length is too long for what the kernel knows of the path.
  */
 inline_always int find_way(struct __sk_buff *skb, const struct config *c, const struct l2 *to,
-			   __u32 length, struct way *way)
+			   __u32 length, struct way *way, __u64 now)
 {
-	struct bpf_fib_lookup fib = {};
 	__builtin_memset(way, 0, sizeof *way);
 	way->v4 = is_v4(to->ip);
 	const __u32 *own = way->v4 ? c->v4 : c->v6;
@@ -82,12 +106,23 @@ inline_always int find_way(struct __sk_buff *skb, const struct config *c, const 
 		way->ifindex = LOOPBACK;
 		return bpf_map_lookup_elem(&ports, &port) ? 0 : -1;
 	}
-	if (length)
-		fib.tot_len = length + (way->v4 ? sizeof(struct outer4) : sizeof(struct outer6));
-	fib.l4_protocol = IPPROTO_UDP;
-	fib.sport = c->port;
-	fib.dport = to->port;
-	fib.ifindex = skb->ifindex;
+	length += way->v4 ? sizeof(struct outer4) : sizeof(struct outer6);
+	__u32 from = skb->ifindex;
+	__u32 index = to->ip[0] ^ to->ip[1] ^ to->ip[2] ^ to->ip[3];
+	index = ((index ^ from) * 0x9e3779b1U) >> 22;
+	struct known_way *entry = bpf_map_lookup_elem(&ways, &index);
+	if (entry && entry->until > now && entry->from == from && same_ip(entry->ip, to->ip)) {
+		way->ifindex = entry->ifindex;
+		way->resolved = entry;
+		return length > entry->mtu ? -1 : 0;
+	}
+	struct bpf_fib_lookup fib = {
+		.tot_len = length,
+		.l4_protocol = IPPROTO_UDP,
+		.sport = c->port,
+		.dport = to->port,
+		.ifindex = from,
+	};
 	if (way->v4) {
 		fib.family = AF_INET;
 		fib.ipv4_src = own[3];
@@ -104,6 +139,15 @@ inline_always int find_way(struct __sk_buff *skb, const struct config *c, const 
 		way->next.nh_family = fib.family;
 		/* A union: the larger member is the whole of it. */
 		__builtin_memcpy(way->next.ipv6_nh, fib.ipv6_dst, 16);
+		if (entry && found == BPF_FIB_LKUP_RET_SUCCESS) {
+			__builtin_memcpy(entry->ip, to->ip, sizeof entry->ip);
+			entry->from = from;
+			entry->ifindex = fib.ifindex;
+			__builtin_memcpy(entry->mac, fib.dmac, ETH_ALEN);
+			__builtin_memcpy(entry->own_mac, fib.smac, ETH_ALEN);
+			entry->mtu = fib.mtu_result;
+			entry->until = now + WAY_AGE;
+		}
 		return 0;
 	}
 	if (found == BPF_FIB_LKUP_RET_FWD_DISABLED) {
@@ -132,15 +176,20 @@ inline_always __u32 size_of_outer(int v4, int ip_in_ip)
 /* Sends a packet whose outer header is complete. */
 inline_always int leave(struct __sk_buff *skb, struct way *way)
 {
-	if (way->local) {
+	if (way->local || way->resolved) {
 		void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
 		struct ethhdr *eth = data;
 		if ((void *)(eth + 1) > end)
 			return DROP;
-		__builtin_memset(eth->h_dest, 0, ETH_ALEN);
-		__builtin_memset(eth->h_source, 0, ETH_ALEN);
 		eth->h_proto = way->v4 ? bpf_htons(ETH_P_IP) : bpf_htons(ETH_P_IPV6);
-		return (int)bpf_redirect(LOOPBACK, BPF_F_INGRESS);
+		if (way->local) {
+			__builtin_memset(eth->h_dest, 0, ETH_ALEN);
+			__builtin_memset(eth->h_source, 0, ETH_ALEN);
+			return (int)bpf_redirect(LOOPBACK, BPF_F_INGRESS);
+		}
+		__builtin_memcpy(eth->h_dest, way->resolved->mac, ETH_ALEN);
+		__builtin_memcpy(eth->h_source, way->resolved->own_mac, ETH_ALEN);
+		return (int)bpf_redirect(way->ifindex, 0);
 	}
 	if (way->known)
 		return (int)bpf_redirect_neigh(way->ifindex, &way->next, sizeof way->next, 0);

@@ -109,11 +109,13 @@ inline_always int take_out(struct __sk_buff *skb, const struct arrived *a)
 
 /* Sends an arrived packet on to another neighbour: outer to outer, the inner one untouched. */
 inline_always int send_on(struct __sk_buff *skb, const struct config *c, struct arrived *a,
-			  const struct l2 *to)
+			  const struct l2 *to, __u64 now)
 {
 	struct way way;
 	__u32 before[12] = {}, after[12] = {};
-	if (a->outer.hop_limit <= c->ttl_step || a->outer.inner_length > LONGEST || find_way(skb, c, to, 0, &way))
+	__u32 length = a->outer.inner_length;
+	if (a->outer.hop_limit <= c->ttl_step || length > LONGEST ||
+	    find_way(skb, c, to, longest_piece(skb, length), &way, now))
 		goto pass;
 	/* The kernel cuts a super-packet by the form that it has. */
 	int keeps_form = a->outer.ip_in_ip && skb->gso_size;
@@ -151,6 +153,9 @@ pass:
 
 inline_always int came_by_stack(struct __sk_buff *skb, const struct arrived *a)
 {
+	__u32 *any = flow_bucket(a->in.destination.word);
+	if (any && !*any)
+		return 0;
 	struct flow key = {};
 	__u32 both = ports_of(skb, a->at, &a->in);
 	__builtin_memcpy(key.source, a->in.source.word, 16);
@@ -198,7 +203,7 @@ lost:
 SEC("classifier")
 int underlay_ingress(struct __sk_buff *skb)
 {
-	__u64 now = bpf_ktime_get_ns();
+	__u64 now = bpf_ktime_get_coarse_ns();
 	struct config *c = configuration(now);
 	struct arrived a;
 	if (!c)
@@ -264,5 +269,5 @@ int underlay_ingress(struct __sk_buff *skb)
 	/* A Server's Client may have a shorter way: by a Forwarding Agent. */
 	if (c->tells && !c->device)
 		tell(skb, a.at, &a.in.source, &a.in.destination, now);
-	return send_on(skb, c, &a, &to);
+	return send_on(skb, c, &a, &to, now);
 }

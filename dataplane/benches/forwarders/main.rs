@@ -40,14 +40,22 @@ const ROUNDS: usize = 7;
 struct Args {
     rounds: usize,
     underlays: Vec<Underlay>,
+    variants: Vec<Variant>,
+    measures: Vec<Measure>,
     only_moves: bool,
     /// Where the table goes; none for a quick look.
     table: Option<PathBuf>,
 }
 
 fn args() -> anyhow::Result<Args> {
-    let mut args =
-        Args { rounds: ROUNDS, underlays: Underlay::ALL.to_vec(), only_moves: false, table: None };
+    let mut args = Args {
+        rounds: ROUNDS,
+        underlays: Underlay::ALL.to_vec(),
+        variants: Variant::ALL.to_vec(),
+        measures: Measure::ALL.to_vec(),
+        only_moves: false,
+        table: None,
+    };
     let mut words = std::env::args().skip(1);
     while let Some(word) = words.next() {
         if word == ONLY_MOVES {
@@ -61,12 +69,20 @@ fn args() -> anyhow::Result<Args> {
                 let name = value()?;
                 args.underlays.retain(|u| u.label() == name);
             }
+            "--variants" => {
+                let names = value()?;
+                args.variants.retain(|v| names.split(',').any(|n| n == v.label()));
+            }
+            "--measures" => {
+                let names = value()?;
+                args.measures.retain(|m| names.split(',').any(|n| n == m.label()));
+            }
             "--table" => args.table = Some(value()?.into()),
             // What cargo adds.
             "--bench" => {}
             other => {
                 anyhow::bail!(
-                    "{other}: known are --rounds N (0: only see that all paths work), --underlay super|wire, --moves (nothing else), --table FILE"
+                    "{other}: known are --rounds N (0: only see that all paths work), --underlay super|wire, --variants and --measures with names between commas (a quick look), --moves (nothing else), --table FILE"
                 )
             }
         }
@@ -89,13 +105,13 @@ fn main() -> anyhow::Result<()> {
     let mut samples = Vec::new();
     for underlay in &args.underlays {
         let paths: Vec<Path> =
-            Variant::ALL.iter().map(|v| Path::new(*v, *underlay)).collect::<Result<_, _>>()?;
+            args.variants.iter().map(|v| Path::new(*v, *underlay)).collect::<Result<_, _>>()?;
         for path in &paths {
             load::warm_up(path)
                 .with_context(|| format!("{} carries nothing", path.variant.label()))?;
         }
         for round in 0..args.rounds {
-            for measure in Measure::ALL {
+            for measure in &args.measures {
                 // Forward and backward, so that none is always after the same one.
                 let mut order: Vec<&Path> = paths.iter().collect();
                 if round % 2 == 1 {
@@ -122,6 +138,10 @@ fn main() -> anyhow::Result<()> {
         return Ok(());
     }
     let rows = report::rows(&samples);
+    if args.variants.len() < Variant::ALL.len() || args.measures.len() < Measure::ALL.len() {
+        println!("{}", report::table(&rows, args.rounds));
+        return Ok(());
+    }
     report::write_json(&rows)?;
     let path = Path::new(Variant::Ebpf, Underlay::Super)?;
     let large = large::measure(&path)?;

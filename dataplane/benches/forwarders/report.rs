@@ -56,8 +56,10 @@ pub fn rows(samples: &[Sample]) -> Vec<Row> {
     }
     let row = |(underlay, measure, variant)| {
         let own = &groups[&(underlay, measure, variant)];
-        let plain = &groups[&(underlay, measure, "plain")];
-        let ratios = sorted(own.iter().map(|(round, v)| v / plain[round]));
+        // In a quick look at one variant there may be nothing to compare with.
+        let plain = groups.get(&(underlay, measure, "plain"));
+        let plain = |round| plain.and_then(|p| p.get(round)).copied().unwrap_or(f64::NAN);
+        let ratios = sorted(own.iter().map(|(round, v)| v / plain(round)));
         Row {
             underlay,
             measure,

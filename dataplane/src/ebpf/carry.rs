@@ -31,6 +31,7 @@ pub(super) fn carry(options: &Options, maps: &mut Maps) {
         tries(&old, "handovers", &mut maps.handovers),
         tries(&old, "direct", &mut maps.direct),
         hashes(&old, "pods", &mut maps.pods),
+        hashes(&old, "flows", &mut maps.flows),
     ];
     let entries: usize = carried.into_iter().flatten().sum();
     tracing::info!(from = %old.display(), entries, "took over the table of an earlier version");
@@ -66,7 +67,8 @@ fn hashes<K: Pod, V: Pod>(
     to: &mut HashMap<impl BorrowMut<MapData>, K, V>,
 ) -> Option<usize> {
     let mut copy = || {
-        let from = HashMap::<_, K, V>::try_from(Map::HashMap(MapData::from_pin(old.join(name))?))?;
+        let from = Map::from_map_data(MapData::from_pin(old.join(name))?)?;
+        let from = HashMap::<_, K, V>::try_from(from)?;
         let mut entries = 0;
         for (key, value) in from.iter().flatten() {
             to.insert(key, value, 0)?;

@@ -34,6 +34,8 @@ pub type ConfigValue = [u8; 72];
 pub type TrafficValue = [u8; 32];
 /// `struct pod`.
 pub type PodValue = [u8; 32];
+/// `struct flow`.
+pub type FlowKey = [u8; 40];
 
 const FAMILY_BITS: u32 = 32;
 const HANDOVER_BITS: u32 = FAMILY_BITS + 160;
@@ -386,6 +388,14 @@ pub fn read_traffic(value: &TrafficValue) -> Traffic {
 /// A port as a key: in network order, as in packets.
 pub fn port(port: u16) -> u32 {
     u32::from(u16::from_ne_bytes(port.to_be_bytes()))
+}
+
+/// `flow_bucket`: where it says whether the pod of a flow has any. What is kept of a flow are its
+/// answers, so the pod is the destination: the second 16 bytes.
+pub fn flow_bucket(flow: &FlowKey) -> u32 {
+    let words = flow.chunks_exact(4).skip(4).take(4);
+    let words = words.map(|w| w.try_into().map_or(0, u32::from_ne_bytes));
+    words.fold(0, |all, word| all ^ word).wrapping_mul(0x9e37_79b1) >> 20
 }
 
 #[cfg(test)]

@@ -18,8 +18,8 @@ use crate::counters::{Snapshot, Traffic};
 use super::slots::Slots;
 
 use super::layout::{
-    self, Config, ConfigValue, DirectKey, DirectValue, HandoverKey, HandoverValue, L2, PodValue,
-    Prefix, RouteValue, SourceValue, TrafficValue, Was,
+    self, Config, ConfigValue, DirectKey, DirectValue, FlowKey, HandoverKey, HandoverValue, L2,
+    PodValue, Prefix, RouteValue, SourceValue, TrafficValue, Was,
 };
 
 /// `enum counter` of `bpf/table.h`: the reasons, in its order.
@@ -55,6 +55,8 @@ pub(super) struct Maps {
     pub(super) pods: HashMap<MapData, u32, PodValue>,
     ports: HashMap<MapData, u32, u32>,
     counters: PerCpuArray<MapData, u64>,
+    pub(super) flows: HashMap<MapData, FlowKey, u32>,
+    has_flows: Array<MapData, u32>,
     proven: Array<MapData, u64>,
     neighbors: PerCpuArray<MapData, TrafficValue>,
 }
@@ -76,6 +78,8 @@ impl Maps {
             pods: map("pods")?.try_into()?,
             ports: map("ports")?.try_into()?,
             counters: map("counters")?.try_into()?,
+            flows: map("flows")?.try_into()?,
+            has_flows: map("has_flows")?.try_into()?,
             proven: map("proven")?.try_into()?,
             neighbors: map("neighbors")?.try_into()?,
         })
@@ -215,6 +219,14 @@ impl Maps {
         for ifindex in all.into_iter().filter(|i| !current.contains(i)) {
             self.remove_pod(ifindex);
         }
+    }
+
+    /// Marks the pods of flows that an earlier version has remembered without doing so.
+    pub fn mark_flows(&mut self) -> Result<(), MapError> {
+        for flow in self.flows.keys().flatten() {
+            self.has_flows.set(layout::flow_bucket(&flow), 1, 0)?;
+        }
+        Ok(())
     }
 
     /// What is in the maps.

@@ -188,6 +188,7 @@ impl Ebpf {
             .map_err(doing("making the maps"))?;
         let mut maps = Maps::take(&mut object).map_err(doing("opening the maps"))?;
         carry::carry(&options, &mut maps);
+        maps.mark_flows().map_err(doing("marking remembered flows"))?;
         let inherited = maps.inherited();
         let (config, devices) = node::configuration(&options)?;
         maps.set_config(&config).map_err(doing("setting up the programs"))?;

@@ -229,6 +229,13 @@ impl World {
     }
 }
 
+/// The programs read the clock as of the last tick.
+const TICK: Duration = Duration::from_millis(10);
+
+fn sleep_until(end: Instant) {
+    std::thread::sleep(end.saturating_duration_since(Instant::now()));
+}
+
 /// Time in which an ICMP error leaves, if there is one.
 const ANSWERED: Duration = Duration::from_millis(500);
 
@@ -473,7 +480,7 @@ pub fn expiry() -> anyhow::Result<()> {
         send("in time")?;
         ensure!(world.where_is("in time", PATIENCE) == Some("the pod"), "it is not accepted");
         ensure!(Instant::now() < until, "this machine is too slow for this test");
-        std::thread::sleep(until.saturating_duration_since(Instant::now()));
+        sleep_until(until + TICK);
         let before = refused();
         send("too late")?;
         let end = Instant::now() + PATIENCE;
@@ -537,7 +544,7 @@ pub fn direct() -> anyhow::Result<()> {
         ensure!(world.where_is("the shorter one", PATIENCE) == Some(LEFT));
         let soon = Instant::now() + Duration::from_millis(300);
         direct(far, C4, soon);
-        std::thread::sleep(soon.saturating_duration_since(Instant::now()));
+        sleep_until(soon + TICK);
         send("run out")?;
         ensure!(world.where_is("run out", PATIENCE) == Some(LEFT));
         Ok(())
