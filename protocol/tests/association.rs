@@ -123,6 +123,33 @@ fn a_release_ends_the_lease_and_survives_the_loss_of_either_message() {
 }
 
 #[test]
+fn a_release_of_an_earlier_epoch_ends_no_lease_that_came_after_it() {
+    let mut link = one_of_each();
+    let (node, server) = (node_address(21), server_address(11));
+    link.attach(node, 1, 1);
+    link.run(SECOND);
+    link.lose = Box::new(|_, s| s.name() == "Release");
+    link.detach(node, 1);
+    let release = link.sent.last().unwrap().clone();
+    assert_eq!(release.name(), "Release");
+    // The next holder is at the same node.
+    link.map(1, 2, node);
+    link.attach(node, 1, 2);
+    link.run(SECOND);
+    let now = link.now;
+    link.server(server).engine.handle_packet(node, &release.packet, now);
+    link.drain(server);
+    assert_eq!(link.sent.last().unwrap().name(), "Reply", "it is answered");
+    link.run(SECOND);
+    assert_eq!(link.server(server).engine.neighbors().count(), 1, "the lease of epoch 2");
+    // Its own one does end it.
+    link.lose = Box::new(|_, _| false);
+    link.detach(node, 1);
+    link.run(SECOND);
+    assert_eq!(link.server(server).engine.neighbors().count(), 0);
+}
+
+#[test]
 fn a_release_towards_a_dead_server_is_given_up() {
     let mut link = one_of_each();
     link.attach(node_address(21), 1, 1);

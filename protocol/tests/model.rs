@@ -84,7 +84,8 @@ impl Model {
     fn ask(&mut self, kind: Kind, client: u16, node: usize, epoch: u64, now: Instant) {
         let lease = self.leases.get(&client).copied();
         if kind == Kind::Release {
-            if lease.is_some_and(|(at, _, _)| at == node) {
+            // One that was said under an earlier epoch comes late.
+            if lease.is_some_and(|(at, of, _)| at == node && of <= epoch) {
                 self.leases.remove(&client);
             }
             return;

@@ -149,9 +149,12 @@ impl Server {
         self.send_reply(request, &reply);
     }
 
-    /// Section 18.3.7. A Release of a node that the prefix has left already changes nothing.
+    /// Section 18.3.7. A Release of a node that the prefix has left already changes nothing, and
+    /// neither does one that was said under an earlier epoch than the lease: it may come late, when
+    /// the next holder is at the same node.
     fn release(&mut self, request: &Request, now: Instant) {
         let Some(client) = &request.message.client else { return };
+        let claimed = request.message.claim().map(|c| c.epoch);
         let held: Vec<(IpNet, bool)> = self
             .by_client
             .get(client)
@@ -159,7 +162,10 @@ impl Server {
             .flatten()
             .filter_map(|p| self.neighbors.get(p))
             .filter(|n| n.client == *client && !n.lingers)
-            .map(|n| (n.prefix, n.has_link(request.from)))
+            .map(|n| {
+                let outdated = claimed.is_some_and(|epoch| epoch < n.epoch);
+                (n.prefix, n.has_link(request.from) && !outdated)
+            })
             .collect();
         let mut reply = self.reply(request, Kind::Reply);
         reply.status = Some(Status::new(StatusCode::Success, "released"));
@@ -169,8 +175,8 @@ impl Server {
                 reply.ia_pd.push(IaPd { id: ia.id, status, ..IaPd::default() });
             }
         }
-        for (prefix, here) in held {
-            if here {
+        for (prefix, ends) in held {
+            if ends {
                 self.end_neighbor(prefix, Ended::Released);
                 self.remember_former(prefix, request.from, now);
             }
