@@ -16,6 +16,7 @@ pub mod client;
 pub mod cni;
 pub mod driver;
 pub mod duid;
+mod endpoints;
 pub mod forwarding;
 pub mod forwarding_agent;
 pub mod keys;

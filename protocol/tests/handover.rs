@@ -9,7 +9,7 @@ mod topology;
 use std::time::Duration;
 
 use aero_protocol::client::Event;
-use aero_protocol::server::{self, Announcement, Ended};
+use aero_protocol::server::{self, Announcement, Ended, Remaining};
 use aero_protocol::wire::dhcpv6::{Kind, Message, StatusCode};
 use aero_protocol::wire::ip::{Packet, Payload};
 use topology::{DELAY, Rig, SECOND, acp, duid, host, id, infra_at, node_at};
@@ -124,6 +124,35 @@ fn the_old_server_sends_on_for_five_seconds_and_then_withdraws_and_no_packet_is_
     assert!((4..=6).contains(&linger.as_secs()), "{linger:?}");
     let why = |e: &server::Event| matches!(e, server::Event::Ended { why: Ended::HandedOver, .. });
     assert!(rig.places[&infra_at(S1)].server_events.iter().any(why));
+}
+
+#[test]
+fn until_the_old_server_has_read_the_release_what_it_sends_straight_is_accepted() {
+    let mut rig = Rig::standard();
+    moved(&mut rig);
+    let end = rig.now + SECOND / 10;
+    let mut straight = 0;
+    while rig.now < end {
+        let (hops, outcome) = rig.way_from(infra_at(10), infra_at(S1), host(2), host(1));
+        assert_eq!(outcome, Ok(()), "{:?} after it left: {hops:?}", rig.now - rig.start);
+        straight += usize::from(hops == [infra_at(S1), node_at(21)]);
+        rig.run(DELAY / 4);
+    }
+    assert!(straight >= 12, "the Release is under way for three delays: {straight}");
+    assert_eq!(rig.node(21).servers().count(), 1, "and then it is forgotten");
+}
+
+#[test]
+fn a_lease_at_a_server_that_is_left_and_dies_before_there_is_another_is_used_to_its_end_only() {
+    let mut rig = Rig::standard();
+    rig.with_node(21, |node, now| node.leave_server(infra_at(S1), now));
+    rig.run(SECOND);
+    assert_eq!(rig.bound(21, 1), [infra_at(S1)], "there is no other to go to");
+    rig.dead.insert(infra_at(S1));
+    rig.run(SECOND * 10);
+    assert!(rig.node(21).standing(&duid(1)).unwrap().served, "nobody else has the prefix");
+    rig.run(SECOND * 40);
+    assert!(!rig.node(21).standing(&duid(1)).unwrap().served, "the lease is over");
 }
 
 #[test]
@@ -342,8 +371,10 @@ fn a_server_that_drains_sends_its_clients_to_others_before_it_goes() {
     rig.run(SECOND * 3);
     let since = rig.sent.len();
     rig.with_server(S1, aero_protocol::server::Server::drain);
+    assert_eq!(rig.server(S1).remaining(), Remaining { clients: 2, asked: 2 });
     rig.run(SECOND / 10);
     assert!(rig.since(since).iter().any(|s| s.name() == "Reconfigure"));
+    assert_eq!(rig.server(S1).remaining(), Remaining { clients: 0, asked: 0 });
     assert_eq!((rig.bound(21, 1), rig.bound(22, 2)), (vec![infra_at(S2)], vec![infra_at(S2)]));
     assert!(rig.server(S1).neighbors().all(|n| n.lingers), "nobody needs it any more");
     rig.dead.insert(infra_at(S1));
@@ -414,6 +445,7 @@ fn a_draining_server_gives_no_new_lease_and_keeps_those_that_it_gave() {
     let refusal = rig.node(21).standing(&duid(3)).unwrap().refusal.unwrap();
     assert!(refusal.contains("about to go"), "{refusal}");
     assert_eq!(rig.bound(21, 1), [infra_at(S1)], "there is no other Server to turn to");
+    assert_eq!(rig.server(S1).remaining(), Remaining { clients: 1, asked: 0 }, "it said so");
     rig.with_server(S1, |s, _| s.resume());
     rig.run(SECOND * 5);
     assert_eq!(rig.bound(21, 3), [infra_at(S1)]);

@@ -22,5 +22,6 @@ mod net;
 mod paths;
 mod security;
 mod server;
+mod servers;
 mod stock;
 mod tester;

@@ -213,6 +213,11 @@ impl<'a> Host<'a> {
     /// Asks a program to end, and waits until it has.
     pub fn stop(&self, name: &str) -> std::process::ExitStatus {
         self.signal(name, nix::sys::signal::Signal::SIGTERM);
+        self.wait(name)
+    }
+
+    /// Waits until a program that was asked to has ended.
+    pub fn wait(&self, name: &str) -> std::process::ExitStatus {
         let mut programs = self.net.programs.lock().unwrap();
         let at = programs.iter().rposition(|(n, _)| n == name).unwrap();
         let (_, mut child) = programs.remove(at);

@@ -34,6 +34,7 @@ use uuid::Uuid;
 use crate::attach;
 use crate::cni::{conflist, server as cni_server};
 use crate::driver::{Driver, PathMtu};
+use crate::endpoints::Servers;
 use crate::forwarding::{ForwarderArgs, Role};
 use crate::{metrics, paths, sysctl};
 use journal::Journal;
@@ -249,13 +250,15 @@ pub async fn run(args: AgentArgs) -> anyhow::Result<()> {
 }
 
 /// Tells the engine which Servers there are. No Server at all is no news to act on: leases go on
-/// with the ones that are known.
+/// with the ones that are known. One that is there and does not serve any more is left, so that it
+/// is told where its clients are; one that is gone is forgotten.
 fn set_servers(
     driver: &Driver<Node>,
-    wanted: &BTreeSet<LinkLayerAddress>,
+    servers: &Servers,
     remembered: &std::path::Path,
     ready: &ReadyHandle,
 ) {
+    let wanted = &servers.ready;
     if wanted.is_empty() {
         ready.not_ready("the link has no ready Server");
         return;
@@ -263,11 +266,16 @@ fn set_servers(
     ready.ready();
     driver.with(|node, now| {
         let known: BTreeSet<_> = node.servers().map(|(l2, _)| l2).collect();
-        for server in wanted.difference(&known) {
+        // Those that are known, too: one that was being left may be back.
+        for server in wanted {
             node.add_server(*server, now);
         }
         for server in known.difference(wanted) {
-            node.remove_server(*server, now);
+            if servers.unready.contains(server) {
+                node.leave_server(*server, now);
+            } else {
+                node.remove_server(*server, now);
+            }
         }
     });
     let list: Vec<SocketAddr> = wanted.iter().map(|l2| (*l2).into()).collect();

@@ -4,11 +4,13 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::sync::atomic::{AtomicI32, Ordering::Relaxed};
 use std::time::{Duration, SystemTime};
 
 use aero_telemetry::shutdown;
 use anyhow::{Context as _, bail};
 use clap::Args;
+use nix::sys::signal::Signal;
 use tokio::process::{Child, Command};
 
 use super::bird_config::BirdConfigArgs;
@@ -17,9 +19,13 @@ use crate::attach::ROUTE_PROTOCOL;
 
 /// How often the file is looked at.
 const LOOK: Duration = Duration::from_secs(1);
-/// A Server that is told to end at the same time forwards and announces for a while yet, and
-/// withdraws then; only after that its sessions may go.
-const LINGER: Duration = Duration::from_secs(5);
+/// A Server that is told to end at the same time forwards and announces until its clients have
+/// left, and withdraws then; only after that its sessions may go. Longer than that takes.
+const LINGER: Duration = Duration::from_secs(12);
+/// How long a withdrawal takes to reach the Relays.
+const SETTLE: Duration = Duration::from_secs(1);
+/// The BIRD that is there; 0 for none.
+static PID: AtomicI32 = AtomicI32::new(0);
 
 /// Flags of `aero-node-agent bird`.
 #[derive(Debug, Args)]
@@ -39,7 +45,8 @@ pub struct BirdArgs {
 /// # Errors
 /// If BIRD cannot be started, or ends.
 pub async fn run(args: BirdArgs) -> anyhow::Result<()> {
-    let token = shutdown::token()?;
+    // Whoever asks twice gets no BIRD that nobody looks after.
+    let token = shutdown::token_with(|| terminate(Signal::SIGKILL))?;
     tokio::fs::create_dir_all(&args.directory).await?;
     let (conf, socket) = (args.directory.join("bird.conf"), args.directory.join("bird.ctl"));
     let (mut seen, mut written, mut child) = (None, String::new(), None::<Child>);
@@ -68,20 +75,46 @@ pub async fn run(args: BirdArgs) -> anyhow::Result<()> {
             }
         };
         tokio::select! {
-            status = ended => bail!("BIRD has ended: {}", status?),
+            status = ended => {
+                PID.store(0, Relaxed);
+                bail!("BIRD has ended: {}", status?)
+            }
             () = tokio::time::sleep(LOOK) => {}
             () = token.cancelled() => break,
         }
     }
     if let Some(mut child) = child {
-        tokio::time::sleep(LINGER).await;
-        if let Some(pid) = child.id().and_then(|id| i32::try_from(id).ok()) {
-            let pid = nix::unistd::Pid::from_raw(pid);
-            let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM);
-        }
+        await_withdrawal(&args).await;
+        terminate(Signal::SIGTERM);
         child.wait().await?;
     }
     Ok(())
+}
+
+/// Waits until the Server beside this BIRD announces nothing any more, if there is one.
+async fn await_withdrawal(args: &BirdArgs) {
+    let end = tokio::time::Instant::now() + LINGER;
+    while tokio::time::Instant::now() < end {
+        let announces = match Table::open(args.config.table()) {
+            Ok(table) => table
+                .list()
+                .await
+                .is_ok_and(|routes| routes.iter().any(|r| r.protocol == ROUTE_PROTOCOL)),
+            Err(_) => false,
+        };
+        if !announces {
+            break;
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+    tokio::time::sleep(SETTLE).await;
+}
+
+fn terminate(signal: Signal) {
+    match PID.load(Relaxed) {
+        0 => {}
+        pid => drop(nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), signal)),
+    }
 }
 
 async fn modified(path: &Path) -> Option<SystemTime> {
@@ -100,6 +133,7 @@ async fn start(args: &BirdArgs, conf: &Path, socket: &Path) -> anyhow::Result<Ch
     // Whatever happens to this program, no BIRD is left that nobody looks after.
     command.stdin(Stdio::null()).kill_on_drop(true);
     let child = command.spawn().with_context(|| format!("{}", args.bird.display()))?;
+    PID.store(child.id().and_then(|id| i32::try_from(id).ok()).unwrap_or(0), Relaxed);
     tracing::info!(recovers = left, "BIRD is started");
     Ok(child)
 }

@@ -109,13 +109,16 @@ pub(super) fn set(driver: &Driver<Node>, wanted: &[LinkLayerAddress]) {
     }
     driver.with(|node, now| {
         let known: Vec<LinkLayerAddress> = node.servers().map(|(l2, _)| l2).collect();
-        for server in wanted.iter().filter(|s| !known.contains(s)) {
-            tracing::info!(%server, "a Server");
+        for server in wanted {
+            if !known.contains(server) {
+                tracing::info!(%server, "a Server");
+            }
             node.add_server(*server, now);
         }
+        // It may live and serve others: it is told where this host is from now on.
         for server in known.iter().filter(|s| !wanted.contains(s)) {
             tracing::info!(%server, "no Server any more");
-            node.remove_server(*server, now);
+            node.leave_server(*server, now);
         }
     });
 }

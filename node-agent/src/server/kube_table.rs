@@ -1,9 +1,11 @@
 //! The shared table of a Kubernetes cluster: the AcpMappings and the AeroLink, watched.
 
+use std::collections::BTreeSet;
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use aero_crds::{AcpMapping, AeroLink, Authentication as LinkAuthentication};
-use aero_protocol::address::{Duid, Epoch};
+use aero_protocol::address::{Duid, Epoch, LinkLayerAddress, ServerId};
 use aero_protocol::server::{Authentication, Holder, Mapping, Server};
 use aero_telemetry::admin;
 use anyhow::Context as _;
@@ -16,21 +18,54 @@ use uuid::Uuid;
 
 use super::moves::Moves;
 use crate::driver::Driver;
+use crate::endpoints::{self, Servers};
 
-/// Keeps the Server's copy of the table; returns only if there is no way to an API server.
+/// Keeps the Server's copy of the table, and its neighbours among the other Servers; returns only
+/// if there is no way to an API server.
 pub(super) async fn follow(
     driver: &Driver<Server>,
     link: &str,
+    families: &[bool],
     mappings_ready: &admin::ReadyHandle,
     link_ready: &admin::ReadyHandle,
     moves: &Moves,
 ) -> anyhow::Result<()> {
     let client = Client::try_default().await.context("there is no way to an API server")?;
+    let known = Mutex::default();
     tokio::join!(
+        endpoints::follow(client.clone(), None, link, families, |servers| {
+            set_peers(driver, &known, &servers);
+        }),
         watch_mappings(&client, driver, link, mappings_ready, moves),
         watch_link(&client, driver, link, link_ready),
     );
     Ok(())
+}
+
+/// The other Servers of the link are permanent neighbours as long as they are there: they hand
+/// clients over to this one, most often when they are about to end.
+fn set_peers(
+    driver: &Driver<Server>,
+    known: &Mutex<BTreeSet<LinkLayerAddress>>,
+    servers: &Servers,
+) {
+    let wanted: BTreeSet<_> = servers.ready.union(&servers.unready).copied().collect();
+    let mut known = known.lock().unwrap_or_else(PoisonError::into_inner);
+    if *known == wanted {
+        return;
+    }
+    let id = |at: &LinkLayerAddress| ServerId::from_underlay(at.ip);
+    driver.with(|server, _| {
+        for gone in known.difference(&wanted) {
+            server.remove_peer(id(gone));
+        }
+        // The engine knows which one it is itself.
+        for new in wanted.difference(&known) {
+            server.add_server_peer(id(new), *new);
+        }
+        tracing::info!(neighbours = server.peers().count(), "the neighbours of this Server");
+    });
+    *known = wanted;
 }
 
 /// Reads a row of the table; `None` for one that is not of this link or makes no sense.
@@ -128,5 +163,44 @@ async fn watch_link(
             engine.set_link(asps, Duration::from_secs(lease), authentication);
         });
         ready.ready();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use aero_dataplane::underlay::Underlay;
+    use aero_dataplane::userspace::Forwarder;
+    use aero_protocol::server::Config;
+    use tokio::sync::mpsc;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn other_servers_are_neighbours_from_their_first_endpoint_to_their_last() {
+        let underlay = Arc::new(Underlay::bind(&["::1".parse().unwrap()], 0).unwrap());
+        let forwarder = Forwarder::new(underlay, None, mpsc::channel(1).0);
+        let at = |n: u8| -> LinkLayerAddress {
+            format!("192.0.2.{n}:8060").parse::<std::net::SocketAddr>().unwrap().into()
+        };
+        let engine = Server::new(Config {
+            id: ServerId::from_underlay(at(11).ip),
+            duid: Duid::from_uuid(Uuid::nil()),
+            asps: Vec::new(),
+            lease: Duration::from_secs(40),
+            authentication: Authentication::NodeAddress,
+        });
+        let (driver, _outgoing) = Driver::new(engine, forwarder, |_| {});
+        let known = Mutex::default();
+        let peers = |ready: &[u8], unready: &[u8]| {
+            let set = |all: &[u8]| all.iter().map(|n| at(*n)).collect();
+            set_peers(&driver, &known, &Servers { ready: set(ready), unready: set(unready) });
+            driver.with(|s, _| s.peers().map(|p| p.at).collect::<Vec<_>>())
+        };
+        assert_eq!(peers(&[11, 12], &[13]), [at(12), at(13)], "none of itself");
+        assert_eq!(peers(&[11, 13], &[12]), [at(12), at(13)], "one that ends hands over yet");
+        assert_eq!(peers(&[13], &[11]), [at(13)]);
+        assert_eq!(peers(&[], &[]), []);
     }
 }

@@ -3,6 +3,7 @@
 //! The table comes from the API server (`kube_table.rs`) or, without Kubernetes, from a file
 //! (`file_table.rs`). `legacy.rs` is the deprecated model, in which a central server has it.
 
+mod drain;
 mod feed;
 pub mod file_table;
 mod interior;
@@ -42,8 +43,6 @@ use moves::Moves;
 
 /// Control packets that wait for the engine at most.
 const CONTROL_QUEUE: usize = 4096;
-/// After SIGTERM a Server goes on for this long while its Clients learn that it leaves.
-const LINGER: Duration = Duration::from_secs(3);
 /// With no process behind it a Server's table is of use until its Clients have turned to another
 /// Server or a new process is there, and must not be for ever: leases end with it.
 const OUTLIVES: Duration = Duration::from_secs(30);
@@ -115,7 +114,7 @@ pub struct ServerArgs {
     feed: feed::FeedArgs,
 }
 
-/// Runs the Server until SIGTERM.
+/// Runs the Server until SIGTERM, and then until its clients have gone to other Servers.
 ///
 /// # Errors
 /// If the underlay or the API server cannot be used.
@@ -204,6 +203,7 @@ pub async fn run(args: ServerArgs) -> anyhow::Result<()> {
                 async move { Json(report) }
             }),
         );
+    let families: Vec<bool> = args.host_ips.iter().map(IpAddr::is_ipv6).collect();
     let stop = tokio_util::sync::CancellationToken::new();
     let mut admin =
         tokio::spawn(admin::serve(args.admin, readiness, registry, debug, stop.clone()));
@@ -221,17 +221,18 @@ pub async fn run(args: ServerArgs) -> anyhow::Result<()> {
             match (&args.table, &link_ready) {
                 (Some(file), _) => file_table::follow(file, &driver, &mappings_ready).await,
                 (None, Some(ready)) => {
-                    kube_table::follow(&driver, &args.link, &mappings_ready, ready, &moves).await
+                    kube_table::follow(&driver, &args.link, &families, &mappings_ready, ready, &moves)
+                        .await
                 }
                 (None, None) => Ok(()),
             }
         } => ended?,
         () = async {
             token.cancelled().await;
-            // Not ready: the endpoint goes, agents turn to other Servers. Until they have, this
-            // one forwards.
+            // Not ready: no new client comes. The present ones turn to other Servers; until they
+            // have, and until the Relays know, this one forwards.
             serving.not_ready("ending");
-            tokio::time::sleep(LINGER).await;
+            drain::drain(&driver).await;
             if let Some(interior) = &interior {
                 interior.withdraw().await;
             }

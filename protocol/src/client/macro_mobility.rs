@@ -142,7 +142,7 @@ impl Node {
         let key = (id.clone(), server);
         let Some(farewell) = self.farewells.get_mut(&key) else { return };
         if farewell.sent >= RELEASE.count {
-            self.farewell_ends(&key, false);
+            self.farewell_ends(&key, false, now);
             return;
         }
         let wait = RELEASE.next(farewell.wait, &mut self.rng);
@@ -176,7 +176,12 @@ impl Node {
 
     /// True if an answer is the one that a farewell waits for. It comes through the new Server; any
     /// answer ends it, a NoBinding too (RFC 8415 section 18.2.10.2).
-    pub(super) fn farewell_answered(&mut self, source: Ipv6Addr, message: &Message) -> bool {
+    pub(super) fn farewell_answered(
+        &mut self,
+        source: Ipv6Addr,
+        message: &Message,
+        now: Instant,
+    ) -> bool {
         let ours = |((id, _), f): &(&(Duid, LinkLayerAddress), &Farewell)| {
             f.transaction == message.transaction
                 && f.address == source
@@ -187,11 +192,11 @@ impl Node {
         let Some(key) = self.farewells.iter().find(ours).map(|(key, _)| key.clone()) else {
             return false;
         };
-        self.farewell_ends(&key, true);
+        self.farewell_ends(&key, true, now);
         true
     }
 
-    fn farewell_ends(&mut self, key: &(Duid, LinkLayerAddress), confirmed: bool) {
+    fn farewell_ends(&mut self, key: &(Duid, LinkLayerAddress), confirmed: bool, now: Instant) {
         self.farewells.remove(key);
         let (client, server) = key.clone();
         self.timers.cancel(&Timer::Farewell(client.clone(), server));
@@ -199,16 +204,20 @@ impl Node {
             self.forget_sessions(server);
         }
         self.event(Event::LeftServer { client, server, confirmed });
+        self.forget_left_servers(now);
     }
 
-    /// Forgets Servers that were to be left for good, when no Client has anything there any more.
+    /// Forgets Servers that were to be left for good, when no Client has anything there any more and
+    /// all Releases are answered: until the Server has read them it sends here what comes for the
+    /// Clients, and that is accepted from a known Server only.
     fn forget_left_servers(&mut self, now: Instant) {
         let left: Vec<LinkLayerAddress> = self
             .servers
             .iter()
             .filter(|(l2, s)| {
                 let used = self.clients.values().any(|c| c.associations.contains_key(l2));
-                s.leaving == Leaving::ForGood && !used
+                let heard = !self.farewells.keys().any(|(_, server)| server == *l2);
+                s.leaving == Leaving::ForGood && !used && heard
             })
             .map(|(l2, _)| *l2)
             .collect();
@@ -228,11 +237,13 @@ impl Node {
         }
     }
 
+    /// Forgets what a Client has at a Server. A lease that it had there is used to its end.
     pub(super) fn forget_association(&mut self, id: &Duid, server: LinkLayerAddress) {
         self.unbind(id, server);
         self.timers.cancel(&Timer::Association(id.clone(), server));
-        if let Some(client) = self.clients.get_mut(id) {
-            client.associations.remove(&server);
+        let association = self.clients.get_mut(id).and_then(|c| c.associations.remove(&server));
+        if let Some(end) = association.and_then(|a| a.end()) {
+            self.timers.set(Timer::LastLease(id.clone()), end);
         }
     }
 

@@ -534,7 +534,7 @@ impl Node {
                 if message.kind == dhcpv6::Kind::Reconfigure {
                     return self.reconfigure(from, &message, data, now);
                 }
-                if self.farewell_answered(packet.source, &message) {
+                if self.farewell_answered(packet.source, &message, now) {
                     return Ok(());
                 }
                 self.dhcp_answer(from, packet.source, &message, now)

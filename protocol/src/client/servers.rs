@@ -59,12 +59,11 @@ impl ServerState {
 }
 
 impl Node {
-    /// A Server to associate with, by its underlay address.
+    /// A Server to associate with, by its underlay address. One that was being left for good is
+    /// taken back; one that has said itself that it goes is asked again in its time only.
     pub fn add_server(&mut self, server: LinkLayerAddress, now: Instant) {
-        if self.servers.contains_key(&server) {
-            // One that was being left is taken back.
-            if self.is_leaving(server) {
-                self.timers.cancel(&Timer::Return(server));
+        if let Some(known) = self.servers.get(&server) {
+            if known.leaving == Leaving::ForGood {
                 self.return_to(server, now);
             }
             return;

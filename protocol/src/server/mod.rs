@@ -34,6 +34,7 @@ pub use agents::{AGENT_RA_INTERVAL, AgentConfig, Scope};
 pub use authorization::{Authentication, Refusal};
 pub use handover::MAX_LINGER;
 pub use neighbors::Neighbor;
+pub use reconfigure::Remaining;
 pub use redirect::{Disposition, NotPassed};
 pub use signatures::Fault;
 pub use sizes::Sizes;

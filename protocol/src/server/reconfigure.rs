@@ -32,6 +32,15 @@ pub(super) struct Pending {
     wait: Duration,
 }
 
+/// Who is still at a Server that drains ([`Server::remaining`]).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Remaining {
+    /// Clients with a lease.
+    pub clients: usize,
+    /// Those of them that were told to leave and have not answered.
+    pub asked: usize,
+}
+
 /// Where the keys come from: one secret of this Server's life, so nothing is kept per Client.
 #[derive(Default)]
 pub(super) struct Keys {
@@ -121,6 +130,16 @@ impl Server {
         let Some(key) = m.client.as_ref().and_then(|c| self.keys.of(c)) else { return };
         reply.reconfigure_accept = true;
         reply.authentication = Some(rkap::give(&key, self.keys.next()));
+    }
+
+    /// Who has not left yet: Clients with a lease here, and how many of them have not answered their
+    /// Reconfigure. One that has answered and stays has no other Server.
+    pub fn remaining(&self) -> Remaining {
+        let stays = |p: &&IpNet| self.neighbors.get(*p).is_some_and(|n| !n.lingers);
+        Remaining {
+            clients: self.neighbors.values().filter(|n| !n.lingers).count(),
+            asked: self.reconfigures.keys().filter(stays).count(),
+        }
     }
 
     /// True between [`Server::drain`] and [`Server::resume`].

@@ -163,7 +163,7 @@ fn a_server_that_ends_withdraws_before_it_goes() {
         routes(&link.relays[0]) == acps([2, 3])
     });
     let withdrawn = at.elapsed();
-    assert!(link.servers[0].stop("s1").success());
+    assert!(link.servers[0].wait("s1").success());
     assert_eq!(routes(&link.servers[0]), acps([]));
     stream.await_flow(Instant::now(), SOON);
     let gap = stream.longest_gap(at);

@@ -1,0 +1,246 @@
+//! Servers that go, told to or not, while their clients' packets go by them.
+
+use std::net::{IpAddr, SocketAddr};
+use std::os::unix::process::ExitStatusExt;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use aero_protocol::address::LinkLayerAddress;
+use nix::sys::signal::Signal;
+
+use super::net::{
+    Host, Net, SOON, Underlay, agent, await_address, await_that, reaches, start_client,
+};
+use super::tester::{inner, l2, table};
+
+const EVERY: Duration = Duration::from_millis(5);
+
+fn addr(n: u16) -> IpAddr {
+    inner(n).into()
+}
+
+/// Numbered datagrams, one each [`EVERY`], from one host to another.
+struct Stream {
+    stop: Arc<AtomicBool>,
+    threads: Vec<JoinHandle<()>>,
+    sent: Arc<Mutex<Vec<Instant>>>,
+    seen: Arc<Mutex<Vec<(usize, Instant)>>>,
+}
+
+/// What came of a stream.
+struct Outcome {
+    sent: usize,
+    lost: usize,
+    /// Longest time between two that came, after a moment.
+    silence: Duration,
+}
+
+impl Stream {
+    fn start(from: (&Host<'_>, IpAddr), to: (&Host<'_>, IpAddr)) -> Self {
+        let receiver = to.0.udp(&SocketAddr::new(to.1, 0).to_string());
+        let sender = from.0.udp(&SocketAddr::new(from.1, 0).to_string());
+        let there = receiver.local_addr().unwrap();
+        receiver.set_read_timeout(Some(Duration::from_millis(50))).unwrap();
+        let stop = Arc::new(AtomicBool::new(false));
+        let (sent, seen) = (Arc::new(Mutex::new(Vec::new())), Arc::new(Mutex::new(Vec::new())));
+        let send = {
+            let (stop, sent) = (stop.clone(), sent.clone());
+            move || {
+                while !stop.load(Relaxed) {
+                    let number = {
+                        let mut sent = sent.lock().unwrap();
+                        sent.push(Instant::now());
+                        sent.len() - 1
+                    };
+                    let _ = sender.send_to(&number.to_be_bytes(), there);
+                    std::thread::sleep(EVERY);
+                }
+            }
+        };
+        let receive = {
+            let (stop, seen) = (stop.clone(), seen.clone());
+            move || {
+                let mut buffer = [0; 8];
+                while !stop.load(Relaxed) {
+                    if let Ok((8, _)) = receiver.recv_from(&mut buffer) {
+                        seen.lock().unwrap().push((usize::from_be_bytes(buffer), Instant::now()));
+                    }
+                }
+            }
+        };
+        let threads = vec![std::thread::spawn(send), std::thread::spawn(receive)];
+        let stream = Self { stop, threads, sent, seen };
+        await_that("packets flow", SOON, || stream.seen.lock().unwrap().len() > 20);
+        stream
+    }
+
+    /// Ends it. What was sent in the last half second is not counted.
+    fn end(mut self, after: Instant) -> Outcome {
+        let end = Instant::now() - Duration::from_millis(500);
+        self.stop.store(true, Relaxed);
+        for thread in self.threads.drain(..) {
+            thread.join().unwrap();
+        }
+        let (sent, seen) = (self.sent.lock().unwrap(), self.seen.lock().unwrap());
+        let arrived: std::collections::BTreeSet<usize> = seen.iter().map(|(n, _)| *n).collect();
+        let count =
+            |(n, at): &(usize, &Instant)| **at > after && **at < end && !arrived.contains(n);
+        let lost = sent.iter().enumerate().filter(count).count();
+        let times: Vec<Instant> = std::iter::once(after)
+            .chain(seen.iter().map(|(_, at)| *at).filter(|at| *at > after))
+            .chain([end])
+            .collect();
+        let silence = times.windows(2).map(|w| w[1].saturating_duration_since(w[0])).max();
+        let sent = sent.iter().filter(|at| **at > after && **at < end).count();
+        Outcome { sent, lost, silence: silence.unwrap_or_default() }
+    }
+}
+
+/// Two Servers that know each other, Clients 1 and 2 that cannot reach each other but by a Server,
+/// and Client 3 that both reach straight.
+struct Cluster<'a> {
+    servers: [Host<'a>; 2],
+    clients: [Host<'a>; 3],
+}
+
+const U: Underlay = Underlay::V4;
+
+fn server_at(n: usize) -> LinkLayerAddress {
+    l2(&U.socket(11 + u16::try_from(n).unwrap(), 8060))
+}
+
+fn start_peer(host: &Host<'_>, n: usize, table: &str) {
+    let before = host.log(&host.name).matches("table read").count();
+    let (own, other) = (server_at(n), server_at(1 - n));
+    let (ip, peer) = (own.ip.to_string(), other.to_string());
+    host.start(
+        &host.name,
+        &agent(),
+        &["server", "--host-ips", &ip, "--table", table, "--peer", &peer],
+    );
+    await_that("the Server reads its table", SOON, || {
+        host.log(&host.name).matches("table read").count() > before
+    });
+}
+
+impl<'a> Cluster<'a> {
+    fn start(net: &'a Net) -> Self {
+        let table = net.file("t.yaml", &table(40));
+        let servers = [net.at("s1", U, 11), net.at("s2", U, 12)];
+        for (n, host) in servers.iter().enumerate() {
+            start_peer(host, n, table.to_str().unwrap());
+        }
+        let clients = [1, 2, 3].map(|n| net.at(&format!("c{n}"), U, n));
+        for (host, other) in [(&clients[0], 2), (&clients[1], 1)] {
+            let rules = net.file(
+                &format!("{}.nft", host.name),
+                &format!(
+                    "table ip f {{\nchain into {{\ntype filter hook input priority 0; policy accept;\n\
+                     ip saddr {} drop\n}}\n}}\n",
+                    U.ip(other)
+                ),
+            );
+            host.run("nft", &["-f", rules.to_str().unwrap()]);
+        }
+        for (n, host) in (1..).zip(&clients) {
+            start_client(host, n, &[server_at(0), server_at(1)], &[]);
+            await_address(host, n);
+        }
+        let cluster = Self { servers, clients };
+        for host in &cluster.clients {
+            await_that("a lease at both Servers", SOON, || leases(host) == 2);
+        }
+        for (a, b) in [(0, 1), (1, 0)] {
+            let (from, to) = (cluster.client(a), cluster.client(b));
+            assert!(reaches(from, to, SOON), "by a Server");
+        }
+        cluster
+    }
+
+    fn client(&self, n: usize) -> (&Host<'a>, IpAddr) {
+        (&self.clients[n], addr(u16::try_from(n).unwrap() + 1))
+    }
+
+    /// The Server that a client sends by.
+    fn default_of(&self, n: usize) -> usize {
+        let status = status(&self.clients[n]);
+        let servers = status["servers"].as_array().unwrap();
+        let default = servers.iter().find(|s| s["default"] == true).unwrap();
+        usize::from(default["address"] == server_at(1).to_string().as_str())
+    }
+
+    fn server_name(&self, n: usize) -> &str {
+        &self.servers[n].name
+    }
+}
+
+fn status(host: &Host<'_>) -> serde_json::Value {
+    let text = host.run("curl", &["-s", "--max-time", "5", "http://127.0.0.1:9062/status"]);
+    serde_json::from_str(&text).unwrap()
+}
+
+fn leases(host: &Host<'_>) -> usize {
+    let status = status(host);
+    status["servers"].as_array().unwrap().iter().filter(|s| s["lease"] == true).count()
+}
+
+#[test]
+fn a_server_that_is_told_to_end_sends_its_clients_to_the_other_and_no_packet_is_lost() {
+    let net = Net::new();
+    let cluster = Cluster::start(&net);
+    let goes = cluster.default_of(0);
+    let (there, back) = (
+        Stream::start(cluster.client(0), cluster.client(1)),
+        Stream::start(cluster.client(1), cluster.client(0)),
+    );
+    let at = Instant::now();
+    let status = cluster.servers[goes].stop(cluster.server_name(goes));
+    let took = at.elapsed();
+    assert!(status.success());
+    let confirmed = format!("server={} confirmed=true", server_at(goes));
+    for (n, host) in cluster.clients.iter().enumerate() {
+        assert!(host.log(&host.name).contains(&confirmed), "{} has not left", host.name);
+        assert_eq!((leases(host), cluster.default_of(n)), (1, 1 - goes));
+    }
+    let said = net.log(cluster.server_name(goes));
+    assert!(said.contains("clients=3 left=0"), "nobody was left behind");
+    std::thread::sleep(Duration::from_secs(1));
+    for stream in [there, back] {
+        let Outcome { sent, lost, silence } = stream.end(at);
+        println!(
+            "SIGTERM of a Server: ended after {took:?}; {lost} of {sent} packets by it lost, \
+             longest silence {silence:?}"
+        );
+        assert_eq!(lost, 0, "of {sent}");
+    }
+    assert!(took < Duration::from_secs(5), "{took:?} though all had left");
+}
+
+#[test]
+fn a_second_signal_ends_a_server_and_a_client_at_once() {
+    let net = Net::new();
+    let table = net.file("t.yaml", &table(40));
+    let (s1, c1) = (net.at("s1", U, 11), net.at("c1", U, 1));
+    start_peer(&s1, 0, table.to_str().unwrap());
+    start_client(&c1, 1, &[server_at(0)], &[]);
+    await_address(&c1, 1);
+    // Its client has no other Server, so it waits.
+    twice(&s1, "s1");
+    // And the client waits for an answer to its Release.
+    twice(&c1, "c1");
+}
+
+/// Asks a program to end that has something to wait for, and asks again.
+fn twice(host: &Host<'_>, name: &str) {
+    host.signal(name, Signal::SIGTERM);
+    await_that("it has heard", SOON, || host.log(name).contains("SIGTERM: ending"));
+    std::thread::sleep(Duration::from_millis(300));
+    assert!(std::path::Path::new(&format!("/proc/{}/ns", host.pid(name))).exists(), "it waits");
+    let at = Instant::now();
+    let status = host.stop(name);
+    let took = at.elapsed();
+    assert_eq!((status.code(), status.signal()), (Some(143), None), "{}", host.log(name));
+    assert!(took < Duration::from_secs(1), "{took:?}");
+}
