@@ -26,4 +26,5 @@ pub mod metrics;
 pub mod paths;
 pub mod relay;
 pub mod server;
+mod sparing;
 pub mod sysctl;

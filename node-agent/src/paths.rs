@@ -16,6 +16,7 @@ use serde_json::{Value, json};
 use tokio::sync::mpsc;
 
 use crate::driver::Driver;
+use crate::sparing;
 
 /// How often the forwarder is asked which paths are in use.
 const ASK_EVERY: Duration = Duration::from_millis(200);
@@ -80,7 +81,9 @@ pub fn report(event: Event) -> Option<Event> {
             tracing::info!(%own, %peer, %to, "a direct path is open");
         }
         Event::PathLost { own, peer, why: PathLost::Unreachable } => {
-            tracing::warn!(%own, %peer, "the direct path is dead: by a Server again");
+            if let Some(left_out) = sparing::may_warn("dead path") {
+                tracing::warn!(%own, %peer, left_out, "the direct path is dead: by a Server again");
+            }
         }
         Event::PathLost { own, peer, why } => {
             tracing::info!(%own, %peer, ?why, "a direct path ended");

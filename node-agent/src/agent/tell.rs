@@ -15,6 +15,7 @@ use tokio::sync::mpsc;
 use super::Agent;
 use super::journal::Record;
 use crate::metrics::Refusals;
+use crate::sparing;
 
 /// The same words about the same object are not repeated within this time.
 const QUIET: Duration = Duration::from_secs(60);
@@ -66,7 +67,9 @@ impl Teller {
                 self.refusals.refused();
                 let record = self.record(&client);
                 let pod = record.as_ref().map(name);
-                tracing::warn!(pod, client_id = %client, %server, "refused: {text}");
+                if let Some(left_out) = sparing::may_warn("refused") {
+                    tracing::warn!(pod, client_id = %client, %server, left_out, "refused: {text}");
+                }
                 if let Some(record) = record {
                     let about = About::Pod {
                         namespace: record.namespace,

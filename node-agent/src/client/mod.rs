@@ -35,7 +35,7 @@ use rand::Rng;
 use tokio::sync::{Notify, mpsc};
 
 use crate::driver::{Driver, PathMtu};
-use crate::{attach, duid, keys, metrics, paths};
+use crate::{attach, duid, keys, metrics, paths, sparing};
 
 /// Control packets that wait for the engine at most.
 const CONTROL_QUEUE: usize = 1024;
@@ -219,7 +219,11 @@ fn report(event: Event, left: &Notify) {
             tracing::info!(%server, ?prefixes, "delegated");
         }
         Event::Delegated { .. } => {}
-        Event::Refused { server, text, .. } => tracing::warn!(%server, "refused: {text}"),
+        Event::Refused { server, text, .. } => {
+            if let Some(left_out) = sparing::may_warn("refused") {
+                tracing::warn!(%server, left_out, "refused: {text}");
+            }
+        }
         Event::Muted { why, .. } => {
             tracing::warn!(?why, "the prefix is not served here any more");
             if matches!(why, Muted::Moved(_)) {
@@ -234,7 +238,9 @@ fn report(event: Event, left: &Notify) {
         }
         Event::LinkUsed(link) => tracing::info!(link, "another underlay link is used"),
         Event::Dropped { from, why: why @ WireError::BadSignature } => {
-            tracing::warn!(%from, "an answer was not believed: {why}");
+            if let Some(left_out) = sparing::may_warn("answer not believed") {
+                tracing::warn!(%from, left_out, "an answer was not believed: {why}");
+            }
         }
         Event::Dropped { from, why } => tracing::debug!(%from, "control packet dropped: {why}"),
         // Reported before.

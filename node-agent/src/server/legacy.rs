@@ -23,6 +23,7 @@ use tokio::sync::mpsc;
 use super::{CONTROL_QUEUE, ServerArgs};
 use crate::driver::Driver;
 use crate::metrics;
+use crate::sparing;
 
 /// UDP port of relay agents and of servers (RFC 8415 section 7.2).
 const PORT: u16 = 547;
@@ -115,7 +116,9 @@ fn report(event: &Event) {
             tracing::debug!(%from, "control packet dropped: {why}");
         }
         Event::Dropped { from: None, why } => {
-            tracing::warn!("a message of the central server was dropped: {why}");
+            if let Some(left_out) = sparing::may_warn("central server") {
+                tracing::warn!(left_out, "a message of the central server was dropped: {why}");
+            }
         }
     }
 }

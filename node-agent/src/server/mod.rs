@@ -21,7 +21,7 @@ use aero_dataplane::ForwardingTable;
 use aero_dataplane::underlay::Underlay;
 use aero_dataplane::userspace::{self, Forwarder};
 use aero_protocol::address::{Duid, ServerId};
-use aero_protocol::server::{Authentication, Config, Event, Server};
+use aero_protocol::server::{Authentication, Config, Event, Fault, Refusal, Server};
 use aero_telemetry::admin::{self, Readiness};
 use aero_telemetry::debug::{NeighborReport, ServerReport};
 use aero_telemetry::shutdown;
@@ -39,6 +39,7 @@ use crate::bgp::BgpArgs;
 use crate::driver::{Driver, PathMtu};
 use crate::forwarding::{ForwarderArgs, Role};
 use crate::metrics::{self, Counted, Refusals};
+use crate::sparing;
 use moves::Moves;
 
 /// Control packets that wait for the engine at most.
@@ -277,7 +278,9 @@ fn report(moves: &Moves, refusals: &Refusals, event: Event) {
         }
         Event::Refused { client, from, why } => {
             refusals.refused();
-            tracing::warn!(client_id = %client, %from, "refused: {why}");
+            if let Some(left_out) = sparing::may_warn(kind(&why)) {
+                tracing::warn!(client_id = %client, %from, left_out, "refused: {why}");
+            }
         }
         Event::Dropped { from, why } => {
             refusals.dropped(why);
@@ -286,6 +289,22 @@ fn report(moves: &Moves, refusals: &Refusals, event: Event) {
         Event::NotPassed { from, why } => {
             tracing::debug!(%from, why = why.label(), "a message to another Client was dropped");
         }
+    }
+}
+
+/// The kind of a refusal: of each some are written.
+fn kind(why: &Refusal) -> &'static str {
+    match why {
+        Refusal::Unknown => "unknown",
+        Refusal::NotHeld(_) => "not held",
+        Refusal::Outdated { .. } => "outdated",
+        Refusal::NotYet { .. } => "not yet",
+        Refusal::HeldByOther { .. } => "held by other",
+        Refusal::Signature(Fault::Missing) => "not signed",
+        Refusal::Signature(Fault::UnknownKey) => "unknown key",
+        Refusal::Signature(Fault::Wrong) => "wrong signature",
+        Refusal::Signature(Fault::Replayed) => "replayed",
+        Refusal::Signature(Fault::NoSession) => "no session",
     }
 }
 
