@@ -15,6 +15,11 @@ pub const FORWARD_TIME: Duration = Duration::from_secs(30);
 pub const MAX_RETRY: u8 = 3;
 /// Between Neighbor Solicitations to one neighbour.
 pub const RETRANS_TIMER: Duration = Duration::from_secs(1);
+/// Between Neighbor Solicitations to a Server that data goes by, and to one that has left one
+/// unanswered (ours: with a second between them it would take four to notice that it is dead).
+pub const WATCH_TIMER: Duration = Duration::from_millis(200);
+/// The same when the underlay says that what was sent to the Server has not arrived (ours).
+pub const HINT_TIMER: Duration = Duration::from_millis(100);
 /// Most unsolicited Neighbor Advertisements to one neighbour for one event.
 pub const MAX_NEIGHBOR_ADVERTISEMENT: u8 = 3;
 /// How long a Server goes on forwarding for a Client that went to another Server (draft -48

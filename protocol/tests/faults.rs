@@ -8,6 +8,8 @@ use std::time::Duration;
 
 use aero_elements::faults::{Level, held};
 use aero_protocol::address::LinkLayerAddress;
+use aero_protocol::client::Event;
+use common::talk::{direct, talk};
 use common::{DELAY, Link, duid, node_address, server_address};
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -197,4 +199,144 @@ fn of_two_holders_on_the_two_sides_of_a_partition_the_larger_epoch_stays_when_it
         "split for up to 120 s: {} ms after it heals the larger epoch alone holds it, and no flap after",
         slowest.as_millis()
     ));
+}
+
+/// A packet each ten milliseconds from Client 1 to Client 2, which only gets there by a Server, and
+/// from Client 3 to Client 2, straight.
+struct TwoFlows {
+    link: Link,
+    lost_straight: u32,
+}
+
+const PACE: Duration = Duration::from_millis(10);
+
+impl TwoFlows {
+    fn start() -> Self {
+        let mut link = Link::cluster();
+        link.map(3, 1, node_address(22));
+        link.attach(node_address(22), 3, 1);
+        let by_server = node_address(21);
+        link.lose = Box::new(move |_, s| s.from == by_server && s.name() == "icmpv6 137");
+        link.run(SECOND);
+        let mut flows = Self { link, lost_straight: 0 };
+        for _ in 0..300 {
+            let _ = flows.step();
+        }
+        assert_eq!(talk(&mut flows.link, 22, 3, 2), direct(23));
+        flows.lost_straight = 0;
+        flows
+    }
+
+    /// The next packet of each. True if the one by the Server arrived.
+    fn step(&mut self) -> bool {
+        self.link.run(PACE);
+        self.lost_straight += u32::from(talk(&mut self.link, 22, 3, 2).is_err());
+        talk(&mut self.link, 21, 1, 2).is_ok()
+    }
+
+    fn default(&mut self) -> LinkLayerAddress {
+        self.link.node(node_address(21)).engine.default_server().unwrap()
+    }
+
+    /// Solicitations of a Server that node 21 has sent since a message of the run.
+    fn solicitations(&self, server: LinkLayerAddress, since: usize) -> usize {
+        let ours = |s: &&common::Sent| {
+            s.from == node_address(21) && s.to == server && s.name() == "icmpv6 135"
+        };
+        self.link.sent[since..].iter().filter(ours).count()
+    }
+}
+
+#[test]
+fn when_one_of_two_servers_dies_what_went_by_it_goes_by_the_other_within_a_second() {
+    let mut case = held(&["A1"], Level::Model);
+    // The underlay says nothing, as of a host that is off, or it says that nobody listens.
+    let mut longest = [Duration::ZERO; 2];
+    for told in [false, true] {
+        for phase in 0..25 {
+            let mut flows = TwoFlows::start();
+            flows.link.run(Duration::from_millis(phase * 40));
+            let dead = flows.default();
+            flows.link.dead.push(dead);
+            let died = flows.link.now;
+            while !flows.step() {
+                if told {
+                    let now = flows.link.now;
+                    flows.link.node(node_address(21)).engine.underlay_error(dead, now);
+                    flows.link.drain(node_address(21));
+                }
+                assert!(flows.link.now < died + SECOND * 5, "not at all");
+            }
+            let silence = &mut longest[usize::from(told)];
+            *silence = (*silence).max(flows.link.now - died);
+            for _ in 0..1000 {
+                assert!(flows.step(), "and stays so");
+            }
+            assert_eq!(flows.lost_straight, 0, "of what goes straight");
+        }
+    }
+    let [untold, told] = longest.map(|d| d.as_millis());
+    assert!(untold <= 1000, "{untold} ms");
+    assert!(told <= 400, "{told} ms");
+    case.figure(format!(
+        "{untold} ms of silence at most, {told} ms where the underlay says that nobody listens \
+         (bound 1000 ms); of what goes straight nothing is lost"
+    ));
+}
+
+#[test]
+fn a_server_is_solicited_once_a_second_and_five_times_while_data_goes_by_it() {
+    let mut flows = TwoFlows::start();
+    let servers = flows.link.servers();
+    let default = flows.default();
+    let since = flows.link.sent.len();
+    for _ in 0..1000 {
+        assert!(flows.step());
+    }
+    for server in &servers {
+        let n = flows.solicitations(*server, since);
+        let most = if *server == default { 52 } else { 11 };
+        assert!((9..=most).contains(&n), "{n} in ten seconds");
+    }
+    assert!(flows.solicitations(default, since) > 40);
+    // Two seconds after the last packet it is as any other.
+    flows.link.run(SECOND * 3);
+    let since = flows.link.sent.len();
+    flows.link.run(SECOND * 10);
+    for server in &servers {
+        assert!(flows.solicitations(*server, since) <= 11);
+    }
+    // Errors that somebody forges, a thousand a second, cost ten solicitations and nothing else.
+    let since = flows.link.sent.len();
+    for _ in 0..1000 {
+        flows.link.run(Duration::from_millis(1));
+        let now = flows.link.now;
+        flows.link.node(node_address(21)).engine.underlay_error(default, now);
+        flows.link.drain(node_address(21));
+    }
+    assert!(flows.solicitations(default, since) <= 11);
+    assert_eq!(flows.default(), default);
+}
+
+#[test]
+fn lost_solicitations_cost_a_change_of_the_way_now_and_then_and_hardly_a_lease() {
+    use rand::{Rng, SeedableRng};
+    let mut flows = TwoFlows::start();
+    let mut rng = rand::rngs::StdRng::seed_from_u64(1);
+    // A fifth of all messages, each way, and no direct path.
+    flows.link.lose = Box::new(move |_, s| s.name() == "icmpv6 137" || rng.random_bool(0.2));
+    let (mut default, mut changes) = (flows.default(), 0);
+    for _ in 0..12_000 {
+        assert!(flows.step(), "data goes on");
+        let now = flows.default();
+        changes += u32::from(std::mem::replace(&mut default, now) != now);
+    }
+    let events = &flows.link.node(node_address(21)).events;
+    // Three in a row a second apart, without a doubt before, would be lost eleven times.
+    let down = events.iter().filter(|e| matches!(e, Event::ServerDown(_))).count();
+    assert!(down <= 2, "{down} Servers given up in two minutes");
+    assert!(changes <= 20, "{changes} changes of the default Server");
+    println!(
+        "a fifth of all messages lost for two minutes: {changes} changes of the way, {down} given up"
+    );
 }

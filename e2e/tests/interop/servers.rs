@@ -7,13 +7,14 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use aero_protocol::address::LinkLayerAddress;
+use aero_protocol::address::{BOOTSTRAP_ADDRESS, LinkLayerAddress};
+use aero_protocol::wire::dhcpv6::Kind;
 use nix::sys::signal::Signal;
 
 use super::net::{
     Host, Net, SOON, Underlay, agent, await_address, await_that, reaches, start_client,
 };
-use super::tester::{inner, l2, table};
+use super::tester::{Tester, inner, l2, table};
 
 const EVERY: Duration = Duration::from_millis(5);
 
@@ -218,6 +219,51 @@ fn a_server_that_is_told_to_end_sends_its_clients_to_the_other_and_no_packet_is_
     assert!(took < Duration::from_secs(5), "{took:?} though all had left");
 }
 
+/// Kills the Server that Client 1 sends by, or cuts it off; what the clients noticed.
+fn server_dies(what: &str, die: impl FnOnce(&Host<'_>, &str)) -> Duration {
+    let net = Net::new();
+    let cluster = Cluster::start(&net);
+    let (from, straight) = (cluster.client(2), cluster.client(0));
+    let hear = |host: &Host<'_>| host.log(&host.name).contains("a direct path is open");
+    let direct = Stream::start(from, straight);
+    await_that("a direct path", SOON, || hear(&cluster.clients[2]));
+    let dies = cluster.default_of(0);
+    let by_server = Stream::start(cluster.client(0), cluster.client(1));
+    std::thread::sleep(Duration::from_secs(1));
+    let at = Instant::now();
+    die(&cluster.servers[dies], cluster.server_name(dies));
+    std::thread::sleep(Duration::from_secs(8));
+    let Outcome { sent, lost, silence } = by_server.end(at);
+    println!("{what}: {silence:?} of silence by the Server, {lost} of {sent} packets lost");
+    let of_direct = direct.end(at);
+    println!(
+        "{what}: {} of {} packets that go straight lost, longest silence {:?}",
+        of_direct.lost, of_direct.sent, of_direct.silence
+    );
+    assert_eq!(of_direct.lost, 0, "of what goes straight");
+    assert_eq!(cluster.default_of(0), 1 - dies);
+    assert!(silence < Duration::from_secs(1), "{silence:?}");
+    silence
+}
+
+#[test]
+fn when_a_server_is_killed_what_went_by_it_goes_by_the_other_within_a_second() {
+    let mut case = aero_elements::faults::held(&["A1"], aero_elements::faults::Level::Namespaces);
+    let killed = server_dies("kill -9 of a Server", |host, name| {
+        host.kill(name);
+    });
+    // As of a host that is off: nobody says that the Server is not there.
+    let cut = server_dies("a Server cut off", |host, _| {
+        host.ip("link set eth0 down");
+    });
+    case.figure(format!(
+        "{} ms of silence after kill -9, {} ms where its host is off too (bound 1000 ms); of what \
+         goes straight nothing is lost",
+        killed.as_millis(),
+        cut.as_millis()
+    ));
+}
+
 #[test]
 fn a_second_signal_ends_a_server_and_a_client_at_once() {
     let net = Net::new();
@@ -243,4 +289,33 @@ fn twice(host: &Host<'_>, name: &str) {
     let took = at.elapsed();
     assert_eq!((status.code(), status.signal()), (Some(143), None), "{}", host.log(name));
     assert!(took < Duration::from_secs(1), "{took:?}");
+}
+
+#[test]
+fn a_flood_of_refusals_is_counted_and_of_a_second_of_it_five_are_written() {
+    let net = Net::new();
+    let table = net.file("t.yaml", &table(40));
+    let (s1, x) = (net.at("s1", U, 11), net.at("x", U, 99));
+    start_peer(&s1, 0, table.to_str().unwrap());
+    let t = Tester::at(&x, &U.socket(99, 8060));
+    let (stranger, at) = (t.message(Kind::Solicit, 600), Instant::now());
+    for _ in 0..50 {
+        for _ in 0..10 {
+            t.say(server_at(0), BOOTSTRAP_ADDRESS, &stranger);
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    let count = || {
+        let text = s1.run("curl", &["-s", "--max-time", "5", "http://127.0.0.1:9060/metrics"]);
+        let line = text.lines().find(|l| l.starts_with("aero_refused_claims_total "));
+        line.and_then(|l| l.rsplit(' ').next()?.parse::<u64>().ok()).unwrap_or_default()
+    };
+    await_that("all are counted", SOON, || count() == 500);
+    let seconds = at.elapsed().as_secs() + 1;
+    let log = s1.log("s1");
+    let lines = log.lines().filter(|l| l.contains("refused: "));
+    let written = u64::try_from(lines.count()).unwrap();
+    println!("500 refusals in {:?}: {written} lines", at.elapsed());
+    assert!((6..=5 * seconds).contains(&written), "{written} lines in {seconds} s");
+    assert!(log.contains("left_out="), "{log}");
 }

@@ -18,6 +18,7 @@ mod route_optimization;
 mod servers;
 mod signatures;
 mod sizes;
+mod watch;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::{Duration, Instant};

@@ -36,9 +36,10 @@ impl Node {
 
     /// The underlay says that what was sent to this neighbour did not arrive. Whoever can send to
     /// this node can forge that, so it is a hint to look (draft -48 section 3.13): the paths there
-    /// are solicited, at most once a second, and stay in use while that is answered. Servers are
-    /// looked at every second anyhow; a Forwarding Agent is left at once.
+    /// are solicited, at most once a second, and stay in use while that is answered. A Server is
+    /// solicited at once, up to ten times a second; a Forwarding Agent is left at once.
     pub fn underlay_error(&mut self, at: LinkLayerAddress, now: Instant) {
+        self.server_hinted(at, now);
         self.agent_unreachable(at);
         let there = |n: &&Neighbor| n.link_layer() == Some(at) && n.forwards(now);
         let pairs: Vec<(IpNet, IpNet)> =

@@ -54,11 +54,12 @@ impl Attempt {
 }
 
 impl Node {
-    /// A packet of one of our Clients went by the Server to a destination on the link. If that
-    /// is worth a Predirect, it is sent: at most one a second for each pair, and fewer if they
+    /// A packet of one of our Clients went by the Server to a destination on the link. The Server is
+    /// watched closely from now on. If the packet is worth a Predirect, it is sent: at most one a second for each pair, and fewer if they
     /// lead to nothing (section 3.11 leaves the rate to RFC 4861 section 8.2). `packet` is the
     /// packet or its beginning; at most [`MAX_REDIRECTED`] bytes of it are used.
     pub fn data_packet_by_server(&mut self, inner: Inner, packet: &[u8], now: Instant) {
+        self.default_used(now);
         if !self.config.optimize || inner.source.is_ipv4() != inner.destination.is_ipv4() {
             return;
         }

@@ -1,4 +1,8 @@
 //! The Servers of a node: whether they live, and which one is the default.
+//!
+//! Each is solicited once a second; the one that data goes by, and one that has not answered, more
+//! often (`watch.rs`). After three solicitations without an answer data goes by another Server; only
+//! when it has been silent for three seconds all that the node has there is given up.
 
 use std::collections::BTreeSet;
 use std::net::Ipv6Addr;
@@ -8,6 +12,7 @@ use rand::Rng;
 
 use super::association::Phase;
 use super::macro_mobility::Leaving;
+use super::watch::Watch;
 use super::{Client, Event, Node, SETTLE_TIME, Timer};
 use crate::address::{Duid, LinkLayerAddress, aero_address};
 use crate::forwarding::{Change, NextHop, Route};
@@ -41,7 +46,7 @@ pub(super) struct ServerState {
     pub(super) unanswered: u8,
     /// When it last denied a lease that it had given.
     pub(super) doubted: Option<Instant>,
-    nonce: [u8; 6],
+    pub(super) watch: Watch,
     /// Whether this node is turning away from it.
     pub(super) leaving: Leaving,
 }
@@ -118,6 +123,7 @@ impl Node {
     pub(super) fn server_lives(&mut self, server: LinkLayerAddress, now: Instant) {
         let Some(state) = self.servers.get_mut(&server) else { return };
         state.unanswered = 0;
+        state.watch.answered(now);
         if state.up_since.is_some() {
             return;
         }
@@ -142,19 +148,24 @@ impl Node {
 
     /// Neighbor Unreachability Detection of a Server (draft -48 section 3.13).
     pub(super) fn probe_due(&mut self, server: LinkLayerAddress, now: Instant) {
-        let nonce: [u8; 6] = self.rng.random();
+        let fresh: [u8; 6] = self.rng.random();
         let Some(state) = self.servers.get_mut(&server) else { return };
         if state.up_since.is_some() && state.unanswered >= MAX_RETRY {
-            if !self.blame_link(server, now) {
-                self.server_fails(server, now);
+            if state.watch.is_dead(now) {
+                if !self.blame_link(server, now) {
+                    self.server_fails(server, now);
+                }
+                return;
             }
-            return;
+            if state.watch.doubt() {
+                self.choose_default(now);
+            }
         }
+        let Some(state) = self.servers.get_mut(&server) else { return };
         if state.up_since.is_none() {
             self.go_on_asking(server, now);
             return;
         }
-        self.timers.set(Timer::Probe(server), now + RETRANS_TIMER);
         let source = state
             .bound
             .first()
@@ -162,9 +173,13 @@ impl Node {
             .and_then(|c| c.prefixes.first())
             .map(|p| aero_address(*p));
         // Without a lease there the Server would not answer, and nothing depends on it.
-        let (Some(source), Some(target)) = (source, state.address) else { return };
-        state.unanswered += 1;
-        state.nonce = nonce;
+        let (Some(source), Some(target)) = (source, state.address) else {
+            self.timers.set(Timer::Probe(server), now + RETRANS_TIMER);
+            return;
+        };
+        state.unanswered = state.unanswered.saturating_add(1);
+        let nonce = state.watch.solicits(state.unanswered, fresh, now);
+        self.timers.set(Timer::Probe(server), state.watch.next(state.unanswered, now));
         let nd = Nd {
             source,
             destination: target,
@@ -176,6 +191,34 @@ impl Node {
         }
     }
 
+    /// Data has gone by the default Server: it is to be noticed at once when it dies.
+    pub(super) fn default_used(&mut self, now: Instant) {
+        if let Some(server) = self.default
+            && let Some(state) = self.servers.get_mut(&server)
+        {
+            state.watch.used(now);
+            self.look_sooner(server, now);
+        }
+    }
+
+    /// The underlay says that a Server was not reached. Anybody can forge that, so it is looked.
+    pub(super) fn server_hinted(&mut self, server: LinkLayerAddress, now: Instant) {
+        if let Some(state) = self.servers.get_mut(&server) {
+            state.watch.hinted(now);
+            self.look_sooner(server, now);
+        }
+    }
+
+    /// Solicits a Server before its time, if its pace is another now.
+    fn look_sooner(&mut self, server: LinkLayerAddress, now: Instant) {
+        let Some(state) = self.servers.get(&server).filter(|s| s.up_since.is_some()) else {
+            return;
+        };
+        if let Some(due) = state.watch.sooner(state.unanswered, now) {
+            self.timers.set(Timer::Probe(server), due);
+        }
+    }
+
     pub(super) fn probe_answered(
         &mut self,
         server: LinkLayerAddress,
@@ -183,7 +226,7 @@ impl Node {
         now: Instant,
     ) -> Result<(), WireError> {
         let state = self.servers.get(&server).ok_or(WireError::BadAddress)?;
-        if nd.nonce() != Some(&state.nonce) {
+        if !nd.nonce().is_some_and(|nonce| state.watch.has_sent(nonce)) {
             return Err(WireError::BadValue);
         }
         self.server_lives(server, now);
@@ -196,6 +239,7 @@ impl Node {
         state.up_since = None;
         state.failed = true;
         state.unanswered = 0;
+        state.watch = Watch::default();
         let stays = |id: &&Duid| self.clients.get(*id).is_some_and(|c| !c.detached);
         let first = state.bound.iter().find(stays).cloned();
         if let Some(id) = &first {
@@ -247,13 +291,18 @@ impl Node {
     }
 
     /// Chooses the default Server: stays with the present one while it lives; else the first by
-    /// this node's own order among those that have settled, else among all that answer.
+    /// this node's own order among those that have settled, else among all that answer. Where there
+    /// is doubt whether it lives, and none about another, it is that other.
     pub(super) fn choose_default(&mut self, now: Instant) {
         let usable = |s: &ServerState| s.up_since.is_some() && !s.bound.is_empty();
-        let stays = self
-            .default
-            .and_then(|d| self.servers.get(&d))
-            .is_some_and(|s| usable(s) && s.leaving == Leaving::No);
+        let sure = |s: &ServerState| {
+            usable(s) && s.leaving == Leaving::No && s.unanswered == 0 && s.watch.is_steady(now)
+        };
+        let stays =
+            self.default.and_then(|d| Some((d, self.servers.get(&d)?))).is_some_and(|(d, s)| {
+                let better = || self.servers.iter().any(|(l2, o)| *l2 != d && sure(o));
+                usable(s) && s.leaving == Leaving::No && !(s.watch.is_doubted() && better())
+            });
         if !stays {
             let node = self.config.node.clone();
             let settled = |s: &ServerState| s.up_since.is_some_and(|t| now >= t + SETTLE_TIME);
@@ -261,7 +310,10 @@ impl Node {
                 .servers
                 .iter()
                 .filter(|(_, s)| usable(s))
-                .min_by_key(|(l2, s)| (s.leaving != Leaving::No, !settled(s), weight(&node, **l2)))
+                .min_by_key(|(l2, s)| {
+                    let doubted = s.watch.is_doubted();
+                    (s.leaving != Leaving::No, doubted, !settled(s), weight(&node, **l2))
+                })
                 .map(|(l2, s)| (*l2, settled(s)));
             self.default = chosen.map(|(l2, _)| l2);
             let departed: Vec<_> = self.departed.keys().copied().collect();
