@@ -209,6 +209,17 @@ fn no_role_reads_secrets_or_may_do_anything() {
     assert!(!operator.to_string().contains("customresourcedefinitions"));
 }
 
+#[test]
+fn an_agent_may_not_watch_what_changes_with_moves_of_other_nodes() {
+    let objects = render(&[]);
+    let agent = find(&objects, "ClusterRole", "aero-agent");
+    for rule in agent["rules"].as_array().unwrap() {
+        let (what, verbs) = (rule["resources"].to_string(), rule["verbs"].to_string());
+        assert!(!what.contains("acpmappings"), "{rule}");
+        assert!(!verbs.contains("watch") || what == "[\"pods\"]", "{rule}");
+    }
+}
+
 /// Names like `aero_x_y` in a text.
 fn metrics_in(text: &str) -> BTreeSet<String> {
     let words = text.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');

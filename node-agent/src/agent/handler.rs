@@ -85,10 +85,8 @@ impl Agent {
         };
         let uid = arg("K8S_POD_UID");
         let pod = self.wait_for_pod(&namespace, &name, uid.as_deref(), deadline).await?;
-        if !self.watches.enrolled(&pod) {
-            return Ok(None);
-        }
-        let assignment = self.wait_for_assignment(&namespace, &name, &pod, deadline).await?;
+        let assigned = self.assignment_of(&namespace, &name, &pod, deadline).await?;
+        let Some(assignment) = assigned else { return Ok(None) };
         let spec = AttachSpec {
             host_ifname: host_ifname(&request.container_id, &interface_name(request)),
             netns: request.netns.clone().into(),
@@ -156,6 +154,29 @@ impl Agent {
                 return Err(self.explain(what).await);
             }
         }
+    }
+
+    /// What the operator has written, or writes, on a pod; `None` if it is not enrolled. One that
+    /// it has written on is; the others are asked about while it may still write.
+    async fn assignment_of(
+        &self,
+        namespace: &str,
+        name: &str,
+        pod: &Arc<Pod>,
+        deadline: Instant,
+    ) -> Result<Option<Assignment>, CniError> {
+        let assignment = self.wait_for_assignment(namespace, name, pod, deadline);
+        tokio::pin!(assignment);
+        tokio::select! {
+            biased;
+            assignment = &mut assignment => return assignment.map(Some),
+            enrolled = self.enrolment.enrolled(pod, deadline) => match enrolled {
+                Ok(true) => {}
+                Ok(false) => return Ok(None),
+                Err(why) => return Err(CniError::new(code::TRY_AGAIN_LATER, why)),
+            },
+        }
+        assignment.await.map(Some)
     }
 
     async fn wait_for_assignment(

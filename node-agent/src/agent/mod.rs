@@ -2,6 +2,9 @@
 
 mod assignment;
 mod debug;
+mod enrolment;
+#[cfg(test)]
+mod fake_api;
 mod handler;
 mod journal;
 mod tell;
@@ -37,6 +40,7 @@ use crate::driver::{Driver, PathMtu};
 use crate::endpoints::Servers;
 use crate::forwarding::{ForwarderArgs, Role};
 use crate::{metrics, paths, sysctl};
+use enrolment::Enrolment;
 use journal::Journal;
 use watch::Watches;
 
@@ -123,6 +127,7 @@ pub struct Agent {
     driver: Arc<Driver<Node>>,
     table: Arc<dyn ForwardingTable>,
     watches: Arc<Watches>,
+    enrolment: Enrolment,
     journal: Journal,
     routed: Mutex<BTreeSet<IpNet>>,
     underlay: Vec<LinkLayerAddress>,
@@ -214,6 +219,7 @@ pub async fn run(args: AgentArgs) -> anyhow::Result<()> {
     let agent = Arc::new(Agent {
         mtu,
         driver: Arc::clone(&driver),
+        enrolment: Enrolment::new(client.clone(), watches.pods.clone()),
         watches,
         journal,
         routed: Mutex::default(),
@@ -224,6 +230,8 @@ pub async fn run(args: AgentArgs) -> anyhow::Result<()> {
     });
     about.is(&agent);
     teller.is(&agent, client.clone());
+    let surveyor = Arc::clone(&agent);
+    tokio::spawn(async move { surveyor.enrolment.survey().await });
     agent.recover().await;
     let listener = cni_server::listen(&args.socket)
         .with_context(|| format!("the socket {}", args.socket.display()))?;

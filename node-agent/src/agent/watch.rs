@@ -1,9 +1,9 @@
-//! What the agent watches: the pods of its node, the AeroClients, the Servers of its link.
+//! What the agent watches: the pods of its node and the Servers of its link. Neither changes when
+//! something moves between other nodes.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use aero_crds::AeroClient;
 use futures::StreamExt;
 use k8s_openapi::api::core::v1::Pod;
 use kube::runtime::WatchStreamExt;
@@ -24,8 +24,6 @@ pub struct Watches {
     client: Client,
     /// Pods of this node.
     pub pods: Store<Pod>,
-    /// All AeroClients.
-    pub clients: Store<AeroClient>,
     changed: channel::Sender<u64>,
     health: Mutex<Option<(Instant, Result<(), String>)>>,
 }
@@ -41,22 +39,13 @@ impl Watches {
         on_servers: impl Fn(Servers) + Send + Sync + 'static,
     ) -> Arc<Self> {
         let (pods, pod_writer) = reflector::store();
-        let (clients, client_writer) = reflector::store();
         let changed = channel::channel(0).0;
         let (namespace, link) = (namespace.to_string(), link.to_string());
-        let watches = Arc::new(Self {
-            client: client.clone(),
-            pods,
-            clients,
-            changed,
-            health: Mutex::new(None),
-        });
+        let watches =
+            Arc::new(Self { client: client.clone(), pods, changed, health: Mutex::new(None) });
         let own = watcher::Config::default().fields(&format!("spec.nodeName={node}"));
         let all: Api<Pod> = Api::all(client.clone());
         watches.follow(aero_crds::watch(all, own).reflect(pod_writer));
-        let all: Api<AeroClient> = Api::all(client.clone());
-        let all_of_them = watcher::Config::default();
-        watches.follow(aero_crds::watch(all, all_of_them).reflect(client_writer));
         tokio::spawn(async move {
             endpoints::follow(client, Some(namespace.as_str()), &link, &families, on_servers).await;
         });
@@ -82,7 +71,7 @@ impl Watches {
         });
     }
 
-    /// Tells when a pod or a client has changed.
+    /// Tells when a pod has changed.
     pub fn changes(&self) -> channel::Receiver<u64> {
         self.changed.subscribe()
     }
@@ -90,11 +79,6 @@ impl Watches {
     /// A pod of this node.
     pub fn pod(&self, namespace: &str, name: &str) -> Option<Arc<Pod>> {
         self.pods.get(&reflector::ObjectRef::new(name).within(namespace))
-    }
-
-    /// Whether an AeroClient selects a pod.
-    pub fn enrolled(&self, pod: &Pod) -> bool {
-        self.clients.state().iter().any(|c| c.selects(pod))
     }
 
     /// Asks the API server whether it is well; an answer is believed for some seconds.
@@ -118,5 +102,30 @@ impl Watches {
         *self.health.lock().unwrap_or_else(PoisonError::into_inner) =
             Some((Instant::now(), answer.clone()));
         answer
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::agent::fake_api::FakeApi;
+
+    /// What a node hears of, and so what a move costs with many nodes, follows from this list
+    /// (operator/tests/model/scale.rs counts with it).
+    #[tokio::test(start_paused = true)]
+    async fn an_agent_watches_the_pods_of_its_node_and_its_links_servers_and_nothing_else() {
+        let api = FakeApi::default();
+        let watches = Watches::start(api.client(), "n7", "aero-system", "blue", vec![true], drop);
+        watches.pods.wait_until_ready().await.unwrap();
+        tokio::time::sleep(Duration::from_secs(60)).await;
+        let asked = api.asked();
+        let watched: Vec<&String> = asked.iter().filter(|a| a.contains("watch=true")).collect();
+        let [pods, slices] = watched[..] else { panic!("{watched:?}") };
+        assert!(pods.starts_with("/api/v1/pods?"), "{pods}");
+        assert!(pods.contains("fieldSelector=spec.nodeName%3Dn7"), "{pods}");
+        let of = "/apis/discovery.k8s.io/v1/namespaces/aero-system/endpointslices?";
+        assert!(slices.starts_with(of), "{slices}");
+        assert!(slices.contains("link%3Dblue"), "{slices}");
+        assert!(asked.iter().all(|a| !a.contains("aeroclients")), "{asked:?}");
     }
 }
