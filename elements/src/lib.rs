@@ -31,6 +31,7 @@
 pub mod faults;
 pub mod log;
 pub mod records;
+pub mod results;
 pub mod rows;
 pub mod scan;
 pub mod table;
