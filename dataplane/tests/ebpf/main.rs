@@ -6,6 +6,7 @@
 mod equivalence;
 mod ip_in_ip;
 mod moves;
+mod narrow;
 mod net;
 mod node;
 mod outlives;
@@ -27,6 +28,7 @@ const CASES: &[(&str, Case)] = &[
     ("a_direct_path_is_for_one_pair_and_tells_that_it_is_wanted_and_used", equivalence::direct),
     ("an_entry_ends_at_its_time_with_nobody_to_remove_it", equivalence::expiry),
     ("a_way_that_changes_is_followed_at_once", ways::followed),
+    ("long_segments_get_through_an_underlay_with_a_narrow_path", narrow::long_segments),
     ("agent_and_server_of_one_node_hand_packets_over_in_the_kernel", outlives::one_node),
     ("super_packets_go_by_a_server_from_one_family_to_the_other", outlives::two_families),
     ("answers_to_a_service_go_back_the_way_that_translates_them", outlives::service),
