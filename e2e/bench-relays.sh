@@ -7,16 +7,19 @@ out=$(mktemp -d)
 trap 'rm -rf "$out"' EXIT
 export AERO_BGP_OUT="$out"
 cargo build -q --locked -p aero-node-agent
-cargo test -q --locked -p aero-e2e --test interop -- bgp::failures bgp::moves --test-threads 1 --nocapture
+cargo test -q --locked -p aero-e2e --test interop -- bgp::failures bgp::cuts bgp::moves --test-threads 1 --nocapture
 AERO_BGP_PEERS=${PEERS:-100} AERO_BGP_ROUTES=${ROUTES:-10000} AERO_BGP_CHURN=${CHURN:-60} \
     cargo test -q --locked -p aero-e2e --test interop -- bgp::size --nocapture
 mkdir -p target/results
 {
     printf '{"macro_moves": %s, "recovery_ms": {' "$(cat "$out/macro_moves" 2>/dev/null || echo null)"
-    comma=
-    for name in server server_with_bfd server_that_ends relay relay_from_outside bird_of_s1 bird_of_r1 bird_of_r2; do
-        printf '%s"%s": %s' "$comma" "$name" "$(cat "$out/$name")"
-        comma=', '
+    # The longest of the three.
+    printf '"bird": %s' "$(cat "$out"/bird_of_* | sort -n | tail -n 1)"
+    for name in server server_with_bfd server_that_ends relay relay_from_outside \
+        bird_of_s1 bird_of_r1 bird_of_r2 \
+        cut_Client_and_Server cut_Server_and_Relay cut_Server_and_Server cut_Relay_and_Relay \
+        cut_fabric_and_first_Relay cut_fabric_and_second_Relay both_servers_after_restart; do
+        printf ', "%s": %s' "$(echo "$name" | tr 'A-Z' 'a-z')" "$(cat "$out/$name")"
     done
     printf '}, "bgp": %s}\n' "$(cat "$out/bgp")"
 } >target/results/relays.json

@@ -121,9 +121,10 @@ fn tables(out: &mut String, own: &Own<'_>, timers: &Timers) {
     let table = own.table;
     // What an earlier BIRD has left there is not deleted before the neighbours have spoken.
     let graceful = if timers.restart_seconds > 0 { " graceful restart on;" } else { "" };
-    // A Server's BIRD finds at its next scan what a burst has made it miss. A Relay's only looks
-    // whether others have changed what it wrote, which takes long where it wrote a million.
-    let scan = if own.role == Role::Server { 10 } else { 300 };
+    // A Server's BIRD hears of what its program writes, and finds at its next scan what a burst has
+    // made it miss. A Relay's only looks whether others have changed what it wrote; where it wrote a
+    // million that holds it up for ten seconds.
+    let scan = if own.role == Role::Server { 10 } else { 3600 };
     for (family, name) in [("ipv6", "acp6"), ("ipv4", "acp4")] {
         let (learn, import, merge) = match own.role {
             // All defaults beside each other: each stands for a Relay that lives.

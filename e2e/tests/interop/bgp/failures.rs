@@ -7,11 +7,11 @@ use super::*;
 use crate::net::{await_address, start_client};
 
 /// How long after BGP's hold time (3 s) it must be over, on a machine that does other things too.
-const MARGIN: Duration = Duration::from_secs(5);
-const HOLD: Duration = Duration::from_secs(3);
+pub(super) const MARGIN: Duration = Duration::from_secs(5);
+pub(super) const HOLD: Duration = Duration::from_secs(3);
 
 /// Clients 1 at the first Server, 2 at the second, 3 at both.
-fn clients<'a>(link: &Link<'a>) -> Vec<Host<'a>> {
+pub(super) fn clients<'a>(link: &Link<'a>) -> Vec<Host<'a>> {
     let hosts: Vec<Host<'a>> = (1..=3).map(|n| link.net.at(&format!("c{n}"), link.u, n)).collect();
     start_client(&hosts[0], 1, &[link.server(0)], &[]);
     start_client(&hosts[1], 2, &[link.server(1)], &[]);
@@ -26,7 +26,7 @@ fn clients<'a>(link: &Link<'a>) -> Vec<Host<'a>> {
 }
 
 /// Kills something under traffic; the silence that a correspondent saw.
-fn silence(
+pub(super) fn silence(
     what: &str,
     from: (&Host<'_>, IpAddr),
     to: (&Host<'_>, IpAddr),

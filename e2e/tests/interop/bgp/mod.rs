@@ -1,6 +1,7 @@
 //! Interior BGP: the real Servers and Relays, each with BIRD beside it, real Clients, and routers
 //! of others in the fabric outside.
 
+mod cuts;
 mod fabric;
 mod failures;
 mod moves;

@@ -1,6 +1,7 @@
 //! A hundred moves of a Client between two Servers, under traffic from outside.
 
 use std::collections::BTreeSet;
+use std::sync::atomic::AtomicU32;
 use std::sync::mpsc;
 
 use aero_protocol::address::{BOOTSTRAP_ADDRESS, Duid, ServerId, aero_address};
@@ -63,20 +64,21 @@ fn a_hundred_moves_between_servers_are_hardly_felt_while_the_old_one_lives() {
     }
     let sender = link.x.udp("[3fff:1::2]:0");
     let to = std::net::SocketAddr::new(addr(2), 7);
+    let next = std::sync::Arc::new(AtomicU32::new(0));
+    let counted = next.clone();
     let source = std::thread::spawn(move || {
-        let mut sent = 0u32;
         while !ended.load(Relaxed) {
-            let _ = sender.send_to(&sent.to_be_bytes(), to);
-            sent += 1;
+            let number = counted.fetch_add(1, Relaxed);
+            let _ = sender.send_to(&number.to_be_bytes(), to);
             std::thread::sleep(EACH);
         }
-        sent
+        counted.load(Relaxed)
     });
     let mut began = Vec::new();
     for n in 1..=100usize {
         std::thread::sleep(STAY);
         let (old, new) = ((n + 1) % 2, n % 2);
-        began.push(Instant::now());
+        began.push((Instant::now(), next.load(Relaxed)));
         let fresh = bind(new);
         // Farewell to the old Server, through the new one.
         let release = t.to_server(Kind::Release, 2, &lease);
@@ -98,15 +100,27 @@ fn a_hundred_moves_between_servers_are_hardly_felt_while_the_old_one_lives() {
     assert!(first < 100 && last + 100 > sent, "{first} to {last} of {sent}");
     let gaps: Vec<u128> = began
         .iter()
-        .map(|at| {
+        .map(|(at, _)| {
             let near = got.windows(2).filter(|w| w[1].1 > *at && w[0].1 < *at + STAY);
             near.map(|w| (w[1].1 - w[0].1).as_millis()).max().unwrap_or_default()
         })
         .collect();
+    // What was sent from a move on, until the next.
+    let ends = began.iter().skip(1).map(|(_, n)| *n).chain([last + 1]);
+    let losses: Vec<usize> = began
+        .iter()
+        .zip(ends)
+        .map(|((_, from), end)| ((*from).max(first)..end).filter(|n| !seen.contains(n)).count())
+        .collect();
+    let most = losses.iter().max().copied().unwrap_or_default();
     let worst = gaps.iter().max().copied().unwrap_or_default();
-    println!("100 moves, {sent} packets, {lost} lost; longest gap of each move in ms: {gaps:?}");
+    for (n, (loss, gap)) in (1..).zip(losses.iter().zip(&gaps)) {
+        println!("move {n}: {loss} lost, longest gap {gap} ms");
+    }
+    println!("100 moves, {sent} packets, {lost} lost, longest gap {worst} ms");
     let text = format!(
-        "{{\"moves\": 100, \"packets\": {sent}, \"lost\": {lost}, \"worst_gap_ms\": {worst}}}"
+        "{{\"moves\": 100, \"packets\": {sent}, \"lost\": {lost}, \"worst_loss_of_a_move\": {most}, \
+         \"worst_gap_ms\": {worst}, \"gaps_ms\": {gaps:?}, \"losses\": {losses:?}}}"
     );
     figure("macro_moves", &text);
     // The old Server sends on what still comes. Most runs lose none; one in a few thousand has been
