@@ -4,6 +4,8 @@ use aero_protocol::address::{ServerId, aero_address};
 use aero_protocol::wire::dhcpv6::Kind;
 use aero_protocol::wire::ip;
 
+use nix::sys::signal::Signal;
+
 use super::*;
 use crate::net::{await_address, reaches, start_client};
 use crate::tester::{Tester, prefixes};
@@ -163,5 +165,22 @@ fn a_server_that_is_added_to_the_file_is_taken_up_by_all_that_run() {
     await_that("the Relay knows both", CONVERGED, || routes(relay) == acps([1, 2]));
     assert!(reaches((&clients[0], addr(1)), (&clients[1], addr(2)), SOON));
     assert!(relay.log("bird-r1").contains("BIRD is told of a change"));
+    // A Server and its BIRD are told to end at once: the one stays until the other has withdrawn. If
+    // it did not, the Relay would keep the routes for as long as a BIRD may take to come back.
+    let at = Instant::now();
+    s1.signal("bird-s1", Signal::SIGTERM);
+    s1.signal("s1", Signal::SIGTERM);
+    await_that("it is withdrawn", CONVERGED, || routes(relay) == acps([2]));
+    println!("a Server and its BIRD end together: withdrawn after {:?}", at.elapsed());
+    assert!(at.elapsed() < Duration::from_secs(15), "{:?}", at.elapsed());
+    assert!(s1.wait("s1").success() && s1.wait("bird-s1").success());
+    // Who asks twice does not wait, and leaves no BIRD behind.
+    let birds = || run("ip", &["netns", "pids", &s2.netns]).lines().count();
+    assert_eq!(birds(), 3, "the Server, the program beside it, its BIRD");
+    s2.signal("bird-s2", Signal::SIGTERM);
+    await_that("it waits for the Server", SOON, || s2.log("bird-s2").contains("SIGTERM: ending"));
+    std::thread::sleep(Duration::from_millis(300));
+    assert_eq!(s2.stop("bird-s2").code(), Some(143));
+    await_that("its BIRD is gone with it", SOON, || birds() == 1);
     assert!(relay.stop("bird-r1").success(), "ends as it is told");
 }
