@@ -23,7 +23,13 @@ pub const REFUSED: &str = "aerolink.dev/refused";
 pub const COMPONENT_LABEL: &str = "aerolink.dev/component";
 /// Its value for Servers.
 pub const COMPONENT_SERVER: &str = "server";
+/// Its value for Relays.
+pub const COMPONENT_RELAY: &str = "relay";
 /// Label that names the link on what belongs to one.
 pub const LINK_LABEL: &str = "aerolink.dev/link";
 /// Label that names the AeroServer on what belongs to one.
 pub const SERVER_LABEL: &str = "aerolink.dev/server";
+/// Label that names the AeroRelay on what belongs to one.
+pub const RELAY_LABEL: &str = "aerolink.dev/relay";
+/// Label, with the value `true`, of the ConfigMaps of interior BGP.
+pub const ROUTING_LABEL: &str = "aerolink.dev/routing";

@@ -17,6 +17,7 @@
 #![allow(clippy::duplicated_attributes)]
 
 pub mod annotations;
+pub mod bgp;
 mod client;
 mod common;
 mod link;
@@ -25,6 +26,7 @@ mod relay;
 mod server;
 mod watch;
 
+pub use bgp::BgpSession;
 pub use client::{AeroClient, AeroClientSpec, AeroClientStatus, Family, Host, IdentityStatus};
 pub use common::{LinkRef, condition, is_true, parse_duration, set_condition};
 pub use link::{AeroLink, AeroLinkSpec, AeroLinkStatus, Authentication, Pool, PoolStatus, Timers};
@@ -33,7 +35,7 @@ pub use mapping::{
     client_id, mapping_name, prefix_of_name,
 };
 pub use relay::{AeroRelay, AeroRelaySpec, AeroRelayStatus, ExternalPeer};
-pub use server::{AeroServer, AeroServerSpec, AeroServerStatus, BgpSession};
+pub use server::{AeroServer, AeroServerSpec, AeroServerStatus};
 pub use watch::watch;
 
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;

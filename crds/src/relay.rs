@@ -26,6 +26,8 @@ use crate::{BgpSession, LinkRef};
         type_ = "string",
         json_path = ".status.conditions[?(@.type=='Ready')].status"
     ),
+    printcolumn(name = "Relays", type_ = "integer", json_path = ".status.readyReplicas"),
+    printcolumn(name = "Addresses", type_ = "string", json_path = ".status.addresses[*]"),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
 )]
 #[serde(rename_all = "camelCase")]
@@ -34,7 +36,7 @@ pub struct AeroRelaySpec {
     #[serde(default)]
     #[x_kube(validation = Rule::new("self == oldSelf").message("linkRef cannot be changed; make another AeroRelay"))]
     pub link_ref: LinkRef,
-    /// How many.
+    /// How many; two if not given. Each needs a node without a Server of the link.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0, max = 1000))]
     pub replicas: Option<i32>,
@@ -45,7 +47,7 @@ pub struct AeroRelaySpec {
     #[serde(default = "crate::AeroServerSpec::default_port")]
     #[schemars(range(min = 1, max = 65_535))]
     pub port: i32,
-    /// AS number of the Relays.
+    /// AS number of the Relays, a private one; 4200000000 if not given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 4_294_967_294_i64))]
     pub asn: Option<i64>,
@@ -79,6 +81,12 @@ pub struct AeroRelayStatus {
     #[serde(default)]
     #[schemars(schema_with = "crate::common::conditions_schema")]
     pub conditions: Vec<Condition>,
+    /// How many relay.
+    #[serde(default)]
+    pub ready_replicas: i32,
+    /// Underlay addresses of those that run.
+    #[serde(default)]
+    pub addresses: Vec<String>,
     /// BGP sessions.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub bgp_sessions: Vec<BgpSession>,

@@ -7,7 +7,7 @@ use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::LinkRef;
+use crate::{BgpSession, LinkRef};
 
 /// The Servers of a link: DHCPv6 servers, default forwarders and trust anchors.
 #[derive(CustomResource, KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
@@ -47,11 +47,13 @@ pub struct AeroServerSpec {
     #[serde(default = "AeroServerSpec::default_port")]
     #[schemars(range(min = 1, max = 65_535))]
     pub port: i32,
-    /// AeroRelays that they announce their clients' prefixes to.
+    /// AeroRelays of the link that they announce their clients' prefixes to. With any, they take
+    /// part in the link's BGP, and speak to every Relay that takes part.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 64))]
     pub relay_refs: Vec<String>,
-    /// First number of the private range of AS numbers for these Servers.
+    /// First number of the private range of AS numbers for these Servers, one for each; numbers
+    /// that nobody has if it is not given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 4_294_967_294_i64))]
     pub asn: Option<i64>,
@@ -84,14 +86,4 @@ pub struct AeroServerStatus {
     /// BGP sessions with Relays.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub bgp_sessions: Vec<BgpSession>,
-}
-
-/// A BGP session.
-#[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq)]
-#[serde(rename_all = "camelCase")]
-pub struct BgpSession {
-    /// The peer's address.
-    pub peer: String,
-    /// Its state, for example `Established`.
-    pub state: String,
 }

@@ -14,6 +14,7 @@ use nix::sys::signal::Signal;
 use tokio::process::{Child, Command};
 
 use super::bird_config::BirdConfigArgs;
+use super::report::{self, ReportArgs};
 use super::table::Table;
 use crate::attach::ROUTE_PROTOCOL;
 
@@ -38,6 +39,8 @@ pub struct BirdArgs {
     /// Directory for its configuration and its control socket.
     #[arg(long, env = "AERO_BIRD_DIR", default_value = "/run/aero-bird")]
     directory: PathBuf,
+    #[command(flatten)]
+    report: ReportArgs,
 }
 
 /// Runs BIRD until SIGTERM.
@@ -49,6 +52,8 @@ pub async fn run(args: BirdArgs) -> anyhow::Result<()> {
     let token = shutdown::token_with(|| terminate(Signal::SIGKILL))?;
     tokio::fs::create_dir_all(&args.directory).await?;
     let (conf, socket) = (args.directory.join("bird.conf"), args.directory.join("bird.ctl"));
+    let birdc = args.bird.with_file_name("birdc");
+    let mut report = std::pin::pin!(report::follow(&args.report, &birdc, &socket));
     let (mut seen, mut written, mut child) = (None, String::new(), None::<Child>);
     loop {
         let modified = modified(args.config.routes()).await;
@@ -79,6 +84,7 @@ pub async fn run(args: BirdArgs) -> anyhow::Result<()> {
                 PID.store(0, Relaxed);
                 bail!("BIRD has ended: {}", status?)
             }
+            ended = &mut report => ended?,
             () = tokio::time::sleep(LOOK) => {}
             () = token.cancelled() => break,
         }

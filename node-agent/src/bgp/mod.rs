@@ -13,7 +13,7 @@
 //! link-local addresses of Servers and Relays ([`session`]): a session lives exactly as long as
 //! its Server does, and what a daemon says comes from a permanent neighbour or does not come.
 //! [`instance`] is who takes part, [`bird`] the daemon's configuration that follows from it,
-//! [`daemon`] runs the daemon by it.
+//! [`daemon`] runs the daemon by it, [`report`] says on Kubernetes what has become of it.
 
 pub mod announce;
 pub mod bird;
@@ -21,6 +21,7 @@ pub mod bird_config;
 pub mod daemon;
 pub mod instance;
 pub mod learn;
+pub mod report;
 pub mod session;
 pub mod table;
 

@@ -2,6 +2,7 @@
 //! Servers come from a file (`routes_file.rs`); its routes from the same file, or from a BGP daemon
 //! ([`crate::bgp`]).
 
+pub mod config_map;
 pub mod routes_file;
 
 use std::net::{IpAddr, SocketAddr};
@@ -55,6 +56,8 @@ pub struct RelayArgs {
     admin: SocketAddr,
     #[command(flatten)]
     bgp: BgpArgs,
+    #[command(flatten)]
+    config_map: config_map::ConfigMapArgs,
 }
 
 /// Runs the Relay until SIGTERM.
@@ -64,8 +67,10 @@ pub struct RelayArgs {
 pub async fn run(args: RelayArgs) -> anyhow::Result<()> {
     let token = shutdown::token()?;
     let first = *args.host_ips.first().context("HOST_IPS is empty")?;
-    // A mistake in the file is told before anything is touched.
-    routes_file::read(&args.routes).await?;
+    // A mistake in the file is told before anything is touched; from a ConfigMap there is none yet.
+    if !args.config_map.is_set() {
+        routes_file::read(&args.routes).await?;
+    }
     let underlay = Arc::new(Underlay::bind(&args.host_ips, args.port)?);
     let mtu = interface_mtu(attach::underlay_mtu(first).await?);
     let device = tun::open(&args.device, mtu)?;
@@ -113,6 +118,7 @@ pub async fn run(args: RelayArgs) -> anyhow::Result<()> {
             }
         } => {}
         () = follow => {}
+        ended = args.config_map.follow(Some(&args.routes)) => ended?,
         ended = &mut forwarding => ended??,
         ended = &mut admin => ended??,
         () = token.cancelled() => {}

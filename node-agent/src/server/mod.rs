@@ -39,6 +39,7 @@ use crate::bgp::BgpArgs;
 use crate::driver::{Driver, PathMtu};
 use crate::forwarding::{ForwarderArgs, Role};
 use crate::metrics::{self, Counted, Refusals};
+use crate::relay::config_map::ConfigMapArgs;
 use crate::sparing;
 use moves::Moves;
 
@@ -113,6 +114,8 @@ pub struct ServerArgs {
     bgp: BgpArgs,
     #[command(flatten)]
     feed: feed::FeedArgs,
+    #[command(flatten)]
+    config_map: ConfigMapArgs,
 }
 
 /// Runs the Server until SIGTERM, and then until its clients have gone to other Servers.
@@ -216,6 +219,7 @@ pub async fn run(args: ServerArgs) -> anyhow::Result<()> {
         () = interior::follow_neighbors(args.routes.as_deref(), interior.is_some(), &driver) => {}
         () = interior::run(interior.as_ref(), &driver, &sender, control, to_engine) => {}
         () = feed::run(feed, &driver, forwarded) => {}
+        ended = args.config_map.follow(args.routes.as_deref()) => ended?,
         ended = &mut forwarding => ended??,
         ended = &mut admin => ended??,
         ended = async {
