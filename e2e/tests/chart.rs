@@ -220,6 +220,31 @@ fn an_agent_may_not_watch_what_changes_with_moves_of_other_nodes() {
     }
 }
 
+#[test]
+fn servers_and_relays_write_no_config_map_but_their_own_report() {
+    // Whatever is protected beside: the routes file says who everybody is.
+    for values in [&[][..], &["protectAnnotations=false"]] {
+        let objects = render(values);
+        let policy = find(&objects, "ValidatingAdmissionPolicy", "aero-bgp-reports");
+        let spec = &policy["spec"];
+        assert_eq!(spec["failurePolicy"], "Fail");
+        let who = spec["matchConditions"][0]["expression"].as_str().unwrap();
+        let role = find(&objects, "Role", "aero-bgp");
+        assert_eq!(role["rules"].as_array().unwrap().len(), 1);
+        assert!(!role["rules"].to_string().contains("delete"));
+        let binding = find(&objects, "RoleBinding", "aero-bgp");
+        for subject in binding["subjects"].as_array().unwrap() {
+            let name = subject["name"].as_str().unwrap();
+            let user = format!("'system:serviceaccount:aero-system:{name}'");
+            assert!(who.contains(&user), "{name} writes what it likes");
+        }
+        let may = spec["validations"][0]["expression"].as_str().unwrap();
+        assert!(may.contains("object.metadata.name == 'aero-bgp-' + "), "{may}");
+        let bound = find(&objects, "ValidatingAdmissionPolicyBinding", "aero-bgp-reports");
+        assert_eq!(bound["spec"]["validationActions"][0], "Deny");
+    }
+}
+
 /// Names like `aero_x_y` in a text.
 fn metrics_in(text: &str) -> BTreeSet<String> {
     let words = text.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
@@ -296,6 +321,7 @@ fn values_reach_what_they_are_about() {
         "logFormat=json",
         "imagePullSecrets[0].name=pull",
         "cni.binDir=/opt/other",
+        "bird.image.repository=example.test/bird",
     ]);
     let link = find(&objects, "AeroLink", "default");
     assert_eq!(link["spec"]["pools"][0]["prefix"], "2001:db8:a::/48");
@@ -304,6 +330,7 @@ fn values_reach_what_they_are_about() {
     assert_eq!(operator["spec"]["replicas"], 1);
     let env = operator["spec"]["template"]["spec"]["containers"][0]["env"].to_string();
     assert!(env.contains("aerolink.dev/aero-node-agent:9.9"), "the Servers' image: {env}");
+    assert!(env.contains("example.test/bird:"), "BIRD's image: {env}");
     for (name, pod) in pods(&objects) {
         assert_eq!(pod["imagePullSecrets"][0]["name"], "pull", "{name}");
     }
@@ -311,9 +338,11 @@ fn values_reach_what_they_are_about() {
     assert!(agent.contains("/opt/other") && agent.contains("aero-node-agent:9.9"));
     assert!(agent.contains("\"AERO_LOG_FORMAT\",\"value\":\"json\""));
     let objects = render(&["link.create=false", "server.create=false", "protectAnnotations=false"]);
-    for kind in ["AeroLink", "AeroServer", "ValidatingAdmissionPolicy"] {
+    for kind in ["AeroLink", "AeroServer"] {
         assert!(!kinds(&objects).contains(kind), "{kind} is there all the same");
     }
+    let named = |o: &&Value| o["metadata"]["name"] == "aero-pod-annotations";
+    assert_eq!(objects.iter().filter(named).count(), 0);
 }
 
 #[test]

@@ -6,12 +6,13 @@ use std::hash::Hash;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use aero_crds::annotations::{RELAY_LABEL, ROUTING_LABEL, SERVER_LABEL};
 use aero_crds::{AcpMapping, AeroClient, AeroLink, AeroRelay, AeroServer, is_true};
 use anyhow::Context as _;
 use chrono::{DateTime, Utc};
 use futures::StreamExt;
 use k8s_openapi::api::apps::v1::Deployment;
-use k8s_openapi::api::core::v1::{Namespace, Node, Pod};
+use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Node, Pod};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::Timestamp;
 use kube::api::{Patch, PatchParams};
@@ -63,16 +64,20 @@ impl Queue {
 /// What the operator was told at its start.
 #[derive(Debug, Clone)]
 pub struct Settings {
-    /// Its namespace: Servers run here.
+    /// Its namespace: Servers and Relays run here.
     pub namespace: String,
     /// Its pod, for Events and the Lease.
     pub pod: String,
     /// Image of the Servers.
     pub node_agent_image: String,
-    /// Pull policy of that image.
+    /// Image with BIRD and the same program, beside Servers and Relays.
+    pub bird_image: String,
+    /// Pull policy of the images.
     pub pull_policy: String,
     /// Service account of the Servers.
     pub server_service_account: String,
+    /// Service account of the Relays.
+    pub relay_service_account: String,
     /// What the Servers log, and in which form.
     pub log: (String, &'static str),
     /// Forwarder of the Servers: `auto`, `ebpf` or `userspace`.
@@ -105,6 +110,8 @@ pub struct Context {
     pub mappings: Store<AcpMapping>,
     /// Our Deployments.
     pub deployments: Store<Deployment>,
+    /// ConfigMaps of interior BGP: routes files, and reports of sessions.
+    pub config_maps: Store<ConfigMap>,
     /// AeroClients (`namespace/name`) to look at.
     pub client_queue: Queue,
     /// AeroLinks to look at.
@@ -113,6 +120,8 @@ pub struct Context {
     pub server_queue: Queue,
     /// AeroRelays (`namespace/name`) to look at.
     pub relay_queue: Queue,
+    /// AeroLinks whose routes file is to be looked at.
+    pub routes_queue: Queue,
     mappings_changed: channel::Sender<u64>,
     clock: Clock,
     /// The largest epoch of each prefix (by the mapping's name) that was seen or written here. A
@@ -148,6 +157,7 @@ impl Context {
         let (relays, relay_writer) = reflector::store();
         let (mappings, mapping_writer) = reflector::store();
         let (deployments, deployment_writer) = reflector::store();
+        let (config_maps, config_map_writer) = reflector::store();
         let ctx = Arc::new(Self {
             recorder: Recorder::new(client.clone(), reporter),
             cluster,
@@ -159,10 +169,12 @@ impl Context {
             relays,
             mappings,
             deployments,
+            config_maps,
             client_queue: Queue::default(),
             link_queue: Queue::default(),
             server_queue: Queue::default(),
             relay_queue: Queue::default(),
+            routes_queue: Queue::default(),
             mappings_changed: channel::channel(0).0,
             clock,
             epochs: Mutex::default(),
@@ -173,18 +185,22 @@ impl Context {
         let all = watcher::Config::default;
         let ours = all().labels("app.kubernetes.io/managed-by=aero-operator");
         let own: Api<Deployment> = Api::namespaced(client.clone(), &ctx.settings.namespace);
+        let maps: Api<ConfigMap> = Api::namespaced(client.clone(), &ctx.settings.namespace);
+        let routing = all().labels(&format!("{ROUTING_LABEL}=true"));
         feed(&ctx, Api::all(client.clone()), all(), pod_writer, Self::pod_changed);
         feed(&ctx, Api::all(client.clone()), all(), node_writer, Self::node_changed);
         feed(&ctx, Api::all(client.clone()), all(), client_writer, Self::client_changed);
         feed(&ctx, Api::all(client.clone()), all(), link_writer, Self::link_changed);
+        // What one of them asks for, others of its link may not have.
         feed(&ctx, Api::all(client.clone()), all(), server_writer, |c, s: &AeroServer| {
-            c.server_queue.mark(key(s));
+            c.part_changed(&s.spec.link_ref.name);
         });
         feed(&ctx, Api::all(client.clone()), all(), relay_writer, |c, r: &AeroRelay| {
-            c.relay_queue.mark(key(r));
+            c.part_changed(&r.spec.link_ref.name);
         });
         feed(&ctx, Api::all(client), all(), mapping_writer, Self::mapping_changed);
-        feed(&ctx, own, ours, deployment_writer, |c, _| c.mark_all_servers());
+        feed(&ctx, own, ours, deployment_writer, |c, _| c.mark_all_parts());
+        feed(&ctx, maps, routing, config_map_writer, |c, _| c.mark_all_parts());
         ctx.pods.wait_until_ready().await?;
         ctx.nodes.wait_until_ready().await?;
         ctx.clients.wait_until_ready().await?;
@@ -193,6 +209,7 @@ impl Context {
         ctx.relays.wait_until_ready().await?;
         ctx.mappings.wait_until_ready().await?;
         ctx.deployments.wait_until_ready().await?;
+        ctx.config_maps.wait_until_ready().await?;
         Ok(ctx)
     }
 
@@ -255,8 +272,8 @@ impl Context {
                 self.client_queue.mark(key(&*client));
             }
         }
-        if pod.labels().contains_key(aero_crds::annotations::SERVER_LABEL) {
-            self.mark_all_servers();
+        if [SERVER_LABEL, RELAY_LABEL].iter().any(|l| pod.labels().contains_key(*l)) {
+            self.mark_all_parts();
         }
     }
 
@@ -277,7 +294,7 @@ impl Context {
                 self.client_queue.mark(format!("{}/{}", of.namespace, of.name));
             }
         }
-        self.mark_all_servers();
+        self.mark_all_parts();
     }
 
     fn client_changed(&self, client: &AeroClient) {
@@ -298,7 +315,7 @@ impl Context {
         for client in self.clients.state() {
             self.client_queue.mark(key(&*client));
         }
-        self.mark_all_servers();
+        self.mark_all_parts();
     }
 
     fn mapping_changed(&self, mapping: &AcpMapping) {
@@ -324,15 +341,30 @@ impl Context {
         for link in self.links.state() {
             self.link_queue.mark(link.name_any());
         }
+        self.mark_all_parts();
+    }
+
+    /// All that is run: Servers, Relays, and the files that tell them of each other.
+    pub fn mark_all_parts(&self) {
+        for server in self.servers.state() {
+            self.server_queue.mark(key(&*server));
+        }
         for relay in self.relays.state() {
             self.relay_queue.mark(key(&*relay));
         }
-        self.mark_all_servers();
+        for link in self.links.state() {
+            self.routes_queue.mark(link.name_any());
+        }
     }
 
-    fn mark_all_servers(&self) {
-        for server in self.servers.state() {
-            self.server_queue.mark(key(&*server));
+    /// An AeroServer or AeroRelay of this link came, changed or went.
+    fn part_changed(&self, link: &str) {
+        self.routes_queue.mark(link);
+        for server in self.servers.state().iter().filter(|s| s.spec.link_ref.name == link) {
+            self.server_queue.mark(key(&**server));
+        }
+        for relay in self.relays.state().iter().filter(|r| r.spec.link_ref.name == link) {
+            self.relay_queue.mark(key(&**relay));
         }
     }
 }

@@ -9,6 +9,11 @@
 //! | `Released` | AeroClient, AcpMapping | the holder is gone, or the prefix was given up |
 //! | `ServerLost` | AeroServer | a Server stopped serving that was not told to |
 //! | `ServerLeft`, `ServersServe` | AeroServer | one was told to stop; all serve again |
+//! | `RelayLost`, `RelayLeft`, `RelaysServe` | AeroRelay | the same of Relays |
+//! | `RelayNotFound` | AeroServer | `relayRefs` names what is no AeroRelay of the link |
+//! | `AsnConflict`, `AsnNotPrivate` | AeroServer, AeroRelay | AS numbers that cannot be had |
+//! | `PeerRefused` | AeroServer, AeroRelay | an external peer that cannot be; a peer of a wrong AS |
+//! | `RoutesRefused` | AeroRelay | a peer announces what is not taken from it |
 //!
 //! Agents tell of `Rejected` (on a pod that a Server refuses) and `ServerLost` (on their Node).
 

@@ -19,13 +19,13 @@ use prometheus_client::registry::Registry;
 
 /// The AERO operator: allocates a prefix for every identity of every AeroClient (writing
 /// AcpMappings, the table that all Servers share), says on pods which prefix they hold, runs the
-/// Servers of every AeroServer, and keeps status and Events.
+/// Servers of every AeroServer and the Relays of every AeroRelay, and keeps status and Events.
 ///
 /// Several replicas may run; one leads by a Lease and the others stand by.
 #[derive(Debug, Parser)]
 #[command(version)]
 struct Args {
-    /// Namespace of the operator; the Servers run here too.
+    /// Namespace of the operator; the Servers and Relays run here too.
     #[arg(long, env = "POD_NAMESPACE", default_value = "aero-system")]
     namespace: String,
     /// Name of this pod.
@@ -34,6 +34,9 @@ struct Args {
     /// Image with aero-node-agent, for the Servers.
     #[arg(long, env = "AERO_NODE_AGENT_IMAGE")]
     node_agent_image: String,
+    /// Image with BIRD and aero-node-agent, beside Relays and the Servers that speak to them.
+    #[arg(long, env = "AERO_BIRD_IMAGE", default_value = concat!("aerolink.dev/aero-bird:", env!("CARGO_PKG_VERSION")))]
+    bird_image: String,
     /// Where Servers forward: `auto`, `ebpf` (in the kernel) or `userspace`.
     #[arg(long, env = "AERO_FORWARDER", default_value = "auto",
         value_parser = ["auto", "ebpf", "userspace"])]
@@ -44,6 +47,9 @@ struct Args {
     /// Service account of the Servers.
     #[arg(long, default_value = "aero-server")]
     server_service_account: String,
+    /// Service account of the Relays.
+    #[arg(long, default_value = "aero-relay")]
+    relay_service_account: String,
     /// Address of /healthz, /readyz and /metrics.
     #[arg(long, env = "AERO_ADMIN", default_value = "[::]:9062")]
     admin: SocketAddr,
@@ -88,8 +94,10 @@ async fn main() -> anyhow::Result<()> {
         namespace: args.namespace,
         pod: args.pod_name,
         node_agent_image: args.node_agent_image,
+        bird_image: args.bird_image,
         pull_policy: args.pull_policy,
         server_service_account: args.server_service_account,
+        relay_service_account: args.relay_service_account,
         log: (args.logs.log, args.logs.log_format.name()),
         forwarder: args.forwarder,
     };

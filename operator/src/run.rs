@@ -10,7 +10,7 @@ use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::{Registry, Unit};
 
 use crate::context::{Context, Queue};
-use crate::{client, link, mapping, relay, server};
+use crate::{client, link, mapping, relay, routes, server};
 
 /// How often mappings without a pod are looked at.
 const COLLECT_EVERY: Duration = Duration::from_secs(2);
@@ -45,7 +45,7 @@ impl Metrics {
         let rounds = Family::<Labels, Counter>::default();
         let histogram = || Histogram::new(exponential_buckets(0.001, 2.0, 14));
         let duration = Family::<Controller, Histogram>::new_with_constructor(histogram);
-        for controller in ["client", "link", "server", "relay"] {
+        for controller in ["client", "link", "server", "relay", "routes"] {
             for result in ["ok", "error"] {
                 drop(rounds.get_or_create(&Labels { controller, result }));
             }
@@ -79,6 +79,7 @@ pub async fn all(ctx: Arc<Context>, metrics: Metrics) {
         worker("link", &c.link_queue, m, |key| async move { link::reconcile(c, &key).await }),
         worker("server", &c.server_queue, m, |key| async move { server::reconcile(c, &key).await }),
         worker("relay", &c.relay_queue, m, |key| async move { relay::reconcile(c, &key).await }),
+        worker("routes", &c.routes_queue, m, |key| async move { routes::reconcile(c, &key).await }),
         looks,
     );
 }

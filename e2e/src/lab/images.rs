@@ -1,5 +1,6 @@
 //! Container images from static binaries, as OCI archives, without an engine or a registry.
 
+use std::collections::BTreeSet;
 use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -28,6 +29,8 @@ struct Image {
     files: Vec<(PathBuf, String)>,
     /// Link, what it points to.
     links: Vec<(String, String)>,
+    /// Programs of this machine that are not static, each at its own path, with what they need.
+    dynamic: Vec<PathBuf>,
 }
 
 /// Builds the project's programs, static and for release; the directory that they are in.
@@ -78,11 +81,17 @@ pub fn product() -> anyhow::Result<Vec<PathBuf>> {
         entrypoint: vec![entrypoint],
         files: programs.iter().map(|p| file(p)).collect(),
         links: Vec::new(),
+        dynamic: Vec::new(),
+    };
+    let bird = Image {
+        dynamic: ["/usr/sbin/bird", "/usr/sbin/birdc"].map(PathBuf::from).into(),
+        ..image("aero-bird", &["aero-node-agent"], "/bin/aero-node-agent")
     };
     let all = [
         image("aero-operator", &["aero-operator", "kubectl-aero"], "/bin/aero-operator"),
         image("aero-node-agent", &["aero-node-agent", "aero-cni"], "/bin/aero-node-agent"),
         image("aero-talk", &["aero-talk"], "/bin/aero-talk"),
+        bird,
     ];
     let dir = target_dir().join("images");
     std::fs::create_dir_all(&dir)?;
@@ -121,6 +130,7 @@ pub fn base(lab: &Lab) -> anyhow::Result<Vec<PathBuf>> {
         entrypoint: vec!["/bin/sh"],
         files: vec![(busybox.clone(), "bin/busybox".into())],
         links,
+        dynamic: Vec::new(),
     };
     // What holds a pod's namespaces has nothing to do but to wait.
     let pause = Image {
@@ -128,6 +138,7 @@ pub fn base(lab: &Lab) -> anyhow::Result<Vec<PathBuf>> {
         entrypoint: vec!["/bin/sleep", "2147483647"],
         files: vec![(busybox, "bin/busybox".into())],
         links: vec![("bin/sleep".into(), "busybox".into())],
+        dynamic: Vec::new(),
     };
     [shell, pause].iter().map(|i| pack(i, &dir)).collect()
 }
@@ -141,6 +152,16 @@ fn require_static(path: &Path) -> anyhow::Result<()> {
         bail!("{} is not static and would not run in an empty image", path.display());
     }
     Ok(())
+}
+
+/// A program of this machine, its shared libraries and its loader, as `ldd` finds them.
+fn with_libraries(program: &Path) -> anyhow::Result<BTreeSet<PathBuf>> {
+    let output = Command::new("ldd").arg(program).output().context("ldd cannot be run")?;
+    let missing = || format!("{} is missing; install the package bird2", program.display());
+    let listed = text_of("ldd", &output).with_context(missing)?;
+    // `NAME => PATH (ADDRESS)`; the loader has no arrow, the kernel's own no path.
+    let paths = listed.lines().filter_map(|l| l.split_whitespace().find(|w| w.starts_with('/')));
+    Ok(paths.map(PathBuf::from).chain([program.to_path_buf()]).collect())
 }
 
 fn digest(bytes: &[u8]) -> String {
@@ -189,6 +210,15 @@ fn layer(image: &Image) -> anyhow::Result<Vec<u8>> {
         require_static(from)?;
         let mode = std::fs::metadata(from)?.permissions().mode();
         add(&mut archive, to, &std::fs::read(from)?, mode & 0o777)?;
+    }
+    let mut dynamic = BTreeSet::new();
+    for program in &image.dynamic {
+        dynamic.extend(with_libraries(program)?);
+    }
+    for path in dynamic {
+        // As what it is a link to: libraries are found by the name that asks for them.
+        let bytes = std::fs::read(&path).with_context(|| path.display().to_string())?;
+        add(&mut archive, path.display().to_string().trim_start_matches('/'), &bytes, 0o755)?;
     }
     for (link, target) in &image.links {
         let mut header = tar::Header::new_gnu();

@@ -2,87 +2,55 @@
 
 pub mod objects;
 
-use aero_crds::{AeroServer, AeroServerStatus, annotations, condition, set_condition};
-use k8s_openapi::api::apps::v1::Deployment;
-use k8s_openapi::api::core::v1::{Pod, Service};
-use k8s_openapi::api::policy::v1::PodDisruptionBudget;
+use aero_crds::bgp::BgpSession;
+use aero_crds::{AeroServer, AeroServerStatus, set_condition};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
-use kube::api::{Patch, PatchParams};
 use kube::{Api, Resource, ResourceExt};
-use serde::de::DeserializeOwned;
-use serde_json::Value;
 
 use crate::context::{Context, apply_status, key};
-use crate::events::{self, Note};
+use crate::fleet::{self, Observed, Words};
+use crate::routes::check::Refusal;
+use crate::{events, routes, sessions};
 
 /// Field manager of what this controller applies.
 const MANAGER: &str = "aero-operator-server";
+const WORDS: Words =
+    Words { many: "Servers", lost: "ServerLost", left: "ServerLeft", serve: "ServersServe" };
+/// Refusals that an Event is written about.
+pub const REFUSALS: [&str; 3] = ["RelayNotFound", "AsnNotPrivate", "AsnConflict"];
 
-/// What the status is made of.
+/// What BGP adds to what is observed.
 #[derive(Debug, Default)]
-pub struct Observed {
-    /// How many Servers are wanted.
-    pub wanted: i32,
-    /// How many are ready.
-    pub ready: i32,
-    /// Underlay addresses of those that run.
-    pub addresses: Vec<String>,
-    /// Those that do not serve (`pod NAME on NODE`), and whether each was told to end.
-    pub idle: Vec<(String, bool)>,
-    /// Why nothing is run at all: reason and sentence.
-    pub refusal: Option<(&'static str, String)>,
+pub struct Routing {
+    /// Why what is asked for is not in force.
+    pub refused: Option<Refusal>,
+    /// Sessions with Relays.
+    pub sessions: Vec<BgpSession>,
 }
 
 /// The status: a pure function of what is observed.
-pub fn status(server: &AeroServer, seen: &Observed, now: &Time) -> AeroServerStatus {
+pub fn status(
+    server: &AeroServer,
+    seen: &Observed,
+    routing: &Routing,
+    now: &Time,
+) -> AeroServerStatus {
     let generation = server.metadata.generation;
     let mut status = server.status.clone().unwrap_or_default();
     status.observed_generation = generation;
     status.ready_replicas = seen.ready;
     status.addresses = seen.addresses.clone();
-    let (ok, reason, message) = match &seen.refusal {
-        Some((reason, message)) => (false, *reason, message.clone()),
-        None if seen.wanted == 0 => {
-            (false, "NoneWanted", "spec.replicas is 0: nobody delegates or forwards".to_string())
-        }
-        None if seen.ready >= seen.wanted => {
-            (true, "AllServing", format!("{} of {} Servers serve", seen.ready, seen.wanted))
-        }
-        // One Server is enough to serve; the condition still says that some are missing.
-        None if seen.ready > 0 => {
-            (true, "SomeServing", format!("{} of {} Servers serve", seen.ready, seen.wanted))
-        }
-        None => (false, "NoneServing", format!("none of {} Servers serves yet", seen.wanted)),
-    };
-    set_condition(
-        &mut status.conditions,
-        condition("Ready", ok, reason, message, generation, now.clone()),
-    );
-    status
-}
-
-/// What there is to tell when fewer, or again all, Servers serve than the status says.
-pub fn news(server: &AeroServer, seen: &Observed) -> Option<Note> {
-    let before = server.status.as_ref()?.ready_replicas;
-    let count = format!("{} of {} Servers serve", seen.ready, seen.wanted);
-    if seen.refusal.is_some() || seen.wanted == 0 || seen.ready == before {
-        return None;
-    }
-    if seen.ready >= seen.wanted {
-        return (seen.ready > before).then(|| Note::normal("ServersServe", count));
-    }
-    if seen.ready > before {
-        return None;
-    }
-    let idle: Vec<&str> = seen.idle.iter().map(|(name, _)| name.as_str()).collect();
-    let text = if idle.is_empty() { count } else { format!("{count}; not {}", idle.join(", ")) };
-    let lost = usize::try_from(before - seen.ready).unwrap_or(0);
-    let told_to_end = seen.idle.iter().filter(|(_, ending)| *ending).count();
-    Some(if told_to_end >= lost {
-        Note::normal("ServerLeft", text)
+    status.bgp_sessions = routing.sessions.clone();
+    set_condition(&mut status.conditions, seen.condition(&WORDS, generation, now));
+    if server.spec.relay_refs.is_empty() {
+        status.conditions.retain(|c| c.type_ == "Ready");
     } else {
-        Note::warning("ServerLost", text)
-    })
+        let accepted = fleet::accepted(routing.refused.as_ref(), generation, now);
+        let healthy = sessions::condition_of(&routing.sessions, generation, now);
+        set_condition(&mut status.conditions, accepted);
+        set_condition(&mut status.conditions, healthy);
+    }
+    status
 }
 
 /// How many Servers: as asked for, else two, or one where there is only one node.
@@ -101,6 +69,7 @@ pub async fn reconcile(ctx: &Context, wanted: &str) -> anyhow::Result<()> {
         return Ok(());
     }
     let mut seen = Observed { wanted: replicas(server, ctx.nodes.len()), ..Observed::default() };
+    let mut routing = Routing::default();
     let namespace = server.namespace().unwrap_or_default();
     let link = server.spec.link_ref.name.clone();
     if namespace != ctx.settings.namespace {
@@ -109,26 +78,32 @@ pub async fn reconcile(ctx: &Context, wanted: &str) -> anyhow::Result<()> {
             ctx.settings.namespace
         );
         seen.refusal = Some(("NamespaceNotServed", text));
-    } else if !ctx.links.state().iter().any(|l| l.name_any() == link) {
+    } else if let Some(of) = ctx.links.state().iter().find(|l| l.name_any() == link) {
+        // Whatever becomes of its BGP: its Clients are served.
+        let part = objects::part(server);
+        let deployment = objects::deployment(server, &ctx.settings, seen.wanted);
+        fleet::run(ctx, &part, MANAGER, deployment, &mut seen).await?;
+        if !server.spec.relay_refs.is_empty() {
+            let mut plan = routes::verdict(ctx, of);
+            routing.refused = plan.servers.remove(&server.name_any());
+            routing.sessions = sessions::of_pods(ctx, &fleet::pods(ctx, &part));
+        }
+    } else {
         let text = format!("there is no AeroLink {link:?}; make it, or name another in linkRef");
         seen.refusal = Some(("LinkNotFound", text));
-    } else {
-        let name = objects::name(server);
-        let set = &ctx.settings;
-        apply::<Deployment>(ctx, &name, objects::deployment(server, set, seen.wanted)).await?;
-        apply::<Service>(ctx, &name, objects::service(server)).await?;
-        apply::<PodDisruptionBudget>(ctx, &name, objects::disruption_budget(server)).await?;
-        let deployment = ctx.deployments.state().into_iter().find(|d| d.name_any() == name);
-        let status = deployment.as_ref().and_then(|d| d.status.as_ref());
-        seen.ready = status.and_then(|s| s.ready_replicas).unwrap_or(0);
-        seen.addresses = addresses(ctx, server);
-        seen.idle = idle(ctx, server);
     }
-    if let Some(note) = news(server, &seen) {
+    let status = status(server, &seen, &routing, &ctx.now());
+    let before = server.status.clone().unwrap_or_default();
+    let news = server.status.as_ref().and_then(|s| seen.news(&WORDS, s.ready_replicas));
+    let told = status.conditions.iter().filter_map(|c| {
+        let reasons: &[&'static str] =
+            if c.type_ == "Accepted" { &REFUSALS } else { &sessions::TOLD };
+        (c.type_ != "Ready").then(|| fleet::trouble(&before.conditions, c, reasons)).flatten()
+    });
+    for note in news.into_iter().chain(told) {
         tracing::info!(server = wanted, reason = note.reason, "{}", note.message);
         events::publish(ctx, &note, &[server.object_ref(&())]).await;
     }
-    let status = status(server, &seen, &ctx.now());
     if server.status.as_ref() == Some(&status) {
         return Ok(());
     }
@@ -136,64 +111,15 @@ pub async fn reconcile(ctx: &Context, wanted: &str) -> anyhow::Result<()> {
     apply_status(&api, &server.name_any(), MANAGER, &status).await
 }
 
-fn addresses(ctx: &Context, server: &AeroServer) -> Vec<String> {
-    let name = server.name_any();
-    let ours = |p: &Pod| {
-        p.labels().get(annotations::SERVER_LABEL) == Some(&name)
-            && p.namespace() == server.namespace()
-            && p.metadata.deletion_timestamp.is_none()
-    };
-    let mut all: Vec<String> = ctx
-        .pods
-        .state_filter(ours)
-        .iter()
-        .filter_map(|p| p.status.clone())
-        .flat_map(|s| s.host_ips.unwrap_or_default())
-        .map(|ip| ip.ip)
-        .collect();
-    all.sort();
-    all
-}
-
-/// The pods of Servers that do not serve.
-fn idle(ctx: &Context, server: &AeroServer) -> Vec<(String, bool)> {
-    let name = server.name_any();
-    let serves = |p: &Pod| {
-        let mut conditions = p.status.iter().flat_map(|s| s.conditions.iter().flatten());
-        p.metadata.deletion_timestamp.is_none()
-            && conditions.any(|c| c.type_ == "Ready" && c.status == "True")
-    };
-    let idle = ctx.pods.state_filter(|p| {
-        p.labels().get(annotations::SERVER_LABEL) == Some(&name)
-            && p.namespace() == server.namespace()
-            && !serves(p)
-    });
-    let node = |p: &Pod| p.spec.as_ref().and_then(|s| s.node_name.clone()).unwrap_or_default();
-    idle.iter()
-        .filter(|p| !node(p).is_empty())
-        .map(|p| {
-            let ending = p.metadata.deletion_timestamp.is_some();
-            (format!("pod {} on {}", p.name_any(), node(p)), ending)
-        })
-        .collect()
-}
-
-async fn apply<K>(ctx: &Context, name: &str, object: Value) -> anyhow::Result<()>
-where
-    K: Resource<Scope = k8s_openapi::NamespaceResourceScope> + Clone + DeserializeOwned,
-    K: std::fmt::Debug,
-    K::DynamicType: Default,
-{
-    let api: Api<K> = Api::namespaced(ctx.client.clone(), &ctx.settings.namespace);
-    let params = PatchParams::apply(MANAGER).force();
-    api.patch(name, &params, &Patch::Apply(object)).await?;
-    Ok(())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::events::Note;
     use aero_crds::{AeroServerSpec, is_true};
+
+    fn news(server: &AeroServer, seen: &Observed) -> Option<Note> {
+        server.status.as_ref().and_then(|s| seen.news(&WORDS, s.ready_replicas))
+    }
 
     #[test]
     fn two_servers_are_run_unless_there_is_only_one_node_or_a_number_is_asked_for() {
@@ -231,11 +157,37 @@ mod tests {
         let server = AeroServer::new("s", AeroServerSpec::default());
         let at = Time("2026-01-01T00:00:00Z".parse().unwrap());
         let with = |ready| Observed { wanted: 2, ready, ..Observed::default() };
+        let status = |server: &AeroServer, seen: &Observed, at: &Time| {
+            super::status(server, seen, &Routing::default(), at)
+        };
         assert!(!is_true(&status(&server, &with(0), &at).conditions, "Ready"));
         assert!(is_true(&status(&server, &with(1), &at).conditions, "Ready"));
         assert_eq!(status(&server, &with(1), &at).conditions[0].reason, "SomeServing");
         assert_eq!(status(&server, &with(2), &at).conditions[0].reason, "AllServing");
         let none = Observed::default();
         assert_eq!(status(&server, &none, &at).conditions[0].reason, "NoneWanted");
+    }
+
+    #[test]
+    fn a_server_with_relays_says_whether_what_it_asks_for_is_in_force() {
+        let mut server = AeroServer::new("s", AeroServerSpec::default());
+        let at = Time("2026-01-01T00:00:00Z".parse().unwrap());
+        let seen = Observed { wanted: 2, ready: 2, ..Observed::default() };
+        let refused = Refusal { reason: "RelayNotFound", message: "there is no AeroRelay".into() };
+        let routing = Routing { refused: Some(refused), sessions: Vec::new() };
+        assert_eq!(super::status(&server, &seen, &routing, &at).conditions.len(), 1);
+        server.spec.relay_refs = vec!["r".into()];
+        let status = super::status(&server, &seen, &routing, &at);
+        assert!(is_true(&status.conditions, "Ready"), "Clients are served all the same");
+        let accepted = status.conditions.iter().find(|c| c.type_ == "Accepted").unwrap();
+        assert_eq!(
+            (accepted.status.as_str(), accepted.reason.as_str()),
+            ("False", "RelayNotFound")
+        );
+        let note = fleet::trouble(&[], accepted, &REFUSALS).unwrap();
+        assert_eq!((note.reason, note.warning), ("RelayNotFound", true));
+        assert_eq!(fleet::trouble(&status.conditions, accepted, &REFUSALS), None, "told once");
+        let good = super::status(&server, &seen, &Routing::default(), &at);
+        assert!(is_true(&good.conditions, "Accepted"));
     }
 }

@@ -5,196 +5,131 @@ use kube::{Resource, ResourceExt};
 use serde_json::{Value, json};
 
 use crate::context::Settings;
+use crate::objects::{Part, value, with};
 
 /// Port of a Server's health endpoints.
 pub const ADMIN_PORT: u16 = 9060;
 /// Where a node has its BPF file system.
 const BPF_FS: &str = "/sys/fs/bpf";
 
-/// Name of the objects.
-pub fn name(server: &AeroServer) -> String {
-    format!("aero-server-{}", server.name_any())
-}
-
-fn labels(server: &AeroServer) -> Value {
-    json!({
-        "app.kubernetes.io/name": "aero-server",
-        "app.kubernetes.io/instance": server.name_any(),
-        "app.kubernetes.io/component": "server",
-        "app.kubernetes.io/part-of": "aero",
-        "app.kubernetes.io/managed-by": "aero-operator",
-        (annotations::SERVER_LABEL): server.name_any(),
-        (annotations::LINK_LABEL): server.spec.link_ref.name,
-        (annotations::COMPONENT_LABEL): annotations::COMPONENT_SERVER,
-    })
-}
-
-fn selector(server: &AeroServer) -> Value {
-    json!({(annotations::SERVER_LABEL): server.name_any()})
-}
-
-fn metadata(server: &AeroServer) -> Value {
-    json!({
-        "name": name(server),
-        "namespace": server.namespace(),
-        "labels": labels(server),
-        "ownerReferences": server.controller_owner_ref(&()).into_iter().collect::<Vec<_>>(),
-    })
-}
-
-/// One object of the fields of two.
-fn with(mut one: Value, other: Value) -> Value {
-    if let (Some(all), Value::Object(more)) = (one.as_object_mut(), other) {
-        all.extend(more);
+/// What its objects are made of.
+pub fn part(server: &AeroServer) -> Part<'_> {
+    Part {
+        component: annotations::COMPONENT_SERVER,
+        label: annotations::SERVER_LABEL,
+        owner: server.name_any(),
+        namespace: server.namespace(),
+        reference: server.controller_owner_ref(&()),
+        link: &server.spec.link_ref.name,
+        port: server.spec.port,
+        admin_port: ADMIN_PORT,
+        node_selector: &server.spec.node_selector,
     }
-    one
 }
 
 /// The Deployment of the Servers: in the network of their nodes, one per node.
 pub fn deployment(server: &AeroServer, settings: &Settings, replicas: i32) -> Value {
-    let field = |name: &str, path: &str| json!({"name": name, "valueFrom": {"fieldRef": {"fieldPath": path}}});
-    let probe =
-        |path: &str| json!({"httpGet": {"path": path, "port": ADMIN_PORT}, "periodSeconds": 1});
+    let part = part(server);
+    let bgp = !server.spec.relay_refs.is_empty();
+    let in_kernel = settings.forwarder != "userspace";
+    let (mut mounts, mut volumes) = (Vec::new(), Vec::new());
+    if in_kernel {
+        mounts.push(
+            json!({"name": "bpf", "mountPath": BPF_FS, "mountPropagation": "HostToContainer"}),
+        );
+        volumes.push(json!({"name": "bpf", "hostPath": {"path": BPF_FS, "type": "Directory"}}));
+    }
+    let mut env = vec![value("AERO_LINK", part.link), value("AERO_FORWARDER", &settings.forwarder)];
+    if bgp {
+        env.extend(part.bgp_env());
+        mounts.extend(Part::bgp_mounts());
+        volumes.extend(Part::bgp_volumes());
+    }
     // To forward in the kernel a Server loads programs (BPF), lets them compute with pointers
     // into packets (PERFMON), attaches them to the node's interfaces (NET_ADMIN), and pins them.
-    // Capabilities are of use to root only; without these a Server is nobody and has none.
-    let (user, capabilities, mounts, volumes) = if settings.forwarder == "userspace" {
-        (
-            json!({"runAsNonRoot": true, "runAsUser": 65532, "runAsGroup": 65532}),
-            json!([]),
-            json!([]),
-            json!([]),
-        )
-    } else {
-        (
-            json!({"runAsUser": 0}),
-            json!(["BPF", "NET_ADMIN", "PERFMON"]),
-            json!([{"name": "bpf", "mountPath": BPF_FS, "mountPropagation": "HostToContainer"}]),
-            json!([{"name": "bpf", "hostPath": {"path": BPF_FS, "type": "Directory"}}]),
-        )
+    // With BGP it has an interface for the sessions and writes routes (NET_ADMIN). Capabilities
+    // are of use to root only; without these a Server is nobody and has none.
+    let (user, capabilities) = match (in_kernel, bgp) {
+        (true, _) => (json!({"runAsUser": 0}), json!(["BPF", "NET_ADMIN", "PERFMON"])),
+        (false, true) => (json!({"runAsUser": 0}), json!(["NET_ADMIN"])),
+        (false, false) => {
+            (json!({"runAsNonRoot": true, "runAsUser": 65532, "runAsGroup": 65532}), json!([]))
+        }
     };
-    json!({
-        "apiVersion": "apps/v1", "kind": "Deployment",
-        "metadata": metadata(server),
-        "spec": {
-            "replicas": replicas,
-            "selector": {"matchLabels": selector(server)},
-            // One per node and all nodes may be taken: an old one must go before a new one comes.
-            "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 0, "maxUnavailable": 1}},
-            "template": {
-                "metadata": {"labels": labels(server)},
-                "spec": {
-                    "serviceAccountName": settings.server_service_account,
-                    "hostNetwork": true,
-                    "dnsPolicy": "ClusterFirstWithHostNet",
-                    "priorityClassName": "system-cluster-critical",
-                    "nodeSelector": server.spec.node_selector,
-                    "terminationGracePeriodSeconds": 15,
-                    // A node without a working network must still be able to run a Server, or
-                    // networks that wait for each other would never start; a dead node's Server
-                    // is replaced soon.
-                    "tolerations": [
-                        {"key": "node-role.kubernetes.io/control-plane", "operator": "Exists"},
-                        {"key": "node.kubernetes.io/not-ready", "operator": "Exists", "effect": "NoSchedule"},
-                        {"key": "node.kubernetes.io/not-ready", "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 10},
-                        {"key": "node.kubernetes.io/unreachable", "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 10},
-                    ],
-                    "affinity": {"podAntiAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": [{
-                        "topologyKey": "kubernetes.io/hostname",
-                        "labelSelector": {"matchLabels": selector(server)},
-                    }]}},
-                    "securityContext": {"seccompProfile": {"type": "RuntimeDefault"}},
-                    "volumes": volumes,
-                    "containers": [{
-                        "name": "server",
-                        "image": settings.node_agent_image,
-                        "imagePullPolicy": settings.pull_policy,
-                        "args": ["server"],
-                        "env": [
-                            field("POD_NAME", "metadata.name"),
-                            field("HOST_IPS", "status.hostIPs"),
-                            {"name": "AERO_LINK", "value": server.spec.link_ref.name},
-                            {"name": "AERO_PORT", "value": server.spec.port.to_string()},
-                            {"name": "AERO_FORWARDER", "value": settings.forwarder},
-                            {"name": "AERO_ADMIN", "value": format!("[::]:{ADMIN_PORT}")},
-                            {"name": "AERO_LOG", "value": settings.log.0},
-                            {"name": "AERO_LOG_FORMAT", "value": settings.log.1},
-                        ],
-                        "ports": [
-                            {"name": "aero", "containerPort": server.spec.port, "protocol": "UDP"},
-                            {"name": "admin", "containerPort": ADMIN_PORT, "protocol": "TCP"},
-                        ],
-                        "readinessProbe": probe("/readyz"),
-                        "livenessProbe": {"httpGet": {"path": "/healthz", "port": ADMIN_PORT}, "periodSeconds": 10, "failureThreshold": 6},
-                        "resources": {"requests": {"cpu": "20m", "memory": "32Mi"}},
-                        "volumeMounts": mounts,
-                        "securityContext": with(user, json!({
-                            "allowPrivilegeEscalation": false,
-                            "readOnlyRootFilesystem": true,
-                            "capabilities": {"drop": ["ALL"], "add": capabilities},
-                        })),
-                    }],
-                },
-            },
-        },
-    })
-}
-
-/// The headless Service whose EndpointSlices tell agents where the Servers are.
-pub fn service(server: &AeroServer) -> Value {
-    json!({
-        "apiVersion": "v1", "kind": "Service",
-        "metadata": metadata(server),
-        "spec": {
-            "clusterIP": "None",
-            "ipFamilyPolicy": "PreferDualStack",
-            "selector": selector(server),
-            "ports": [{"name": "aero", "port": server.spec.port, "protocol": "UDP"}],
-        },
-    })
-}
-
-/// Lets a drain take one Server at a time.
-pub fn disruption_budget(server: &AeroServer) -> Value {
-    json!({
-        "apiVersion": "policy/v1", "kind": "PodDisruptionBudget",
-        "metadata": metadata(server),
-        "spec": {"maxUnavailable": 1, "selector": {"matchLabels": selector(server)}},
-    })
+    let security = with(
+        user,
+        json!({
+            "allowPrivilegeEscalation": false,
+            "readOnlyRootFilesystem": true,
+            "capabilities": {"drop": ["ALL"], "add": capabilities},
+        }),
+    );
+    let container =
+        with(part.container(settings, env, &mounts), json!({"securityContext": security}));
+    let mut containers = vec![container];
+    if bgp {
+        containers.push(part.bird(settings));
+    }
+    let pod = json!({
+        "serviceAccountName": settings.server_service_account,
+        "volumes": volumes,
+        "containers": containers,
+    });
+    part.deployment(replicas, &json!({"matchLabels": part.selector()}), pod)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::objects::test_settings;
     use aero_crds::AeroServerSpec;
 
     #[test]
     fn a_server_may_do_nothing_that_it_does_not_need() {
         let server = AeroServer::new("s", AeroServerSpec::default());
-        let settings = |forwarder: &str| Settings {
-            namespace: "aero-system".into(),
-            pod: "o".into(),
-            node_agent_image: "image".into(),
-            pull_policy: "Never".into(),
-            server_service_account: "aero-server".into(),
-            log: ("info".into(), "json"),
-            forwarder: forwarder.into(),
-        };
-        let in_kernel = deployment(&server, &settings("auto"), 2);
+        let in_kernel = deployment(&server, &test_settings("auto"), 2);
         let container = &in_kernel["spec"]["template"]["spec"]["containers"][0]["securityContext"];
         assert_eq!(container["readOnlyRootFilesystem"], true);
         assert_eq!(container["allowPrivilegeEscalation"], false);
         let capabilities = json!({"drop": ["ALL"], "add": ["BPF", "NET_ADMIN", "PERFMON"]});
         assert_eq!(container["capabilities"], capabilities);
-        let deployment = deployment(&server, &settings("userspace"), 2);
+        let deployment = deployment(&server, &test_settings("userspace"), 2);
         let pod = &deployment["spec"]["template"]["spec"];
         assert_eq!(pod["securityContext"]["seccompProfile"]["type"], "RuntimeDefault");
         assert_eq!(pod["volumes"], json!([]));
+        assert_eq!(pod["containers"].as_array().unwrap().len(), 1);
         let container = &pod["containers"][0]["securityContext"];
         assert_eq!(container["runAsNonRoot"], true);
         assert_eq!(container["readOnlyRootFilesystem"], true);
         assert_eq!(container["allowPrivilegeEscalation"], false);
         assert_eq!(container["capabilities"], json!({"drop": ["ALL"], "add": []}));
-        assert_eq!(disruption_budget(&server)["spec"]["maxUnavailable"], 1);
+        assert_eq!(part(&server).disruption_budget()["spec"]["maxUnavailable"], 1);
+        let spread = &pod["topologySpreadConstraints"][0];
+        assert_eq!(spread["topologyKey"], "topology.kubernetes.io/zone");
+    }
+
+    #[test]
+    fn a_server_with_relays_has_bird_beside_it_and_the_file_by_the_api() {
+        let spec = AeroServerSpec { relay_refs: vec!["r".into()], ..AeroServerSpec::default() };
+        let server = AeroServer::new("s", spec);
+        let deployment = deployment(&server, &test_settings("userspace"), 2);
+        let pod = &deployment["spec"]["template"]["spec"];
+        let (main, bird) = (&pod["containers"][0], &pod["containers"][1]);
+        assert_eq!(main["securityContext"]["capabilities"]["add"], json!(["NET_ADMIN"]));
+        let env = main["env"].as_array().unwrap();
+        assert!(env.contains(&value("AERO_ROUTES_CONFIG_MAP", "aero-routes-default")));
+        assert_eq!(bird["args"], json!(["bird", "--role", "server"]));
+        assert_eq!(bird["image"], "bird");
+        let added = &bird["securityContext"]["capabilities"]["add"];
+        assert_eq!(*added, json!(["NET_ADMIN", "NET_BIND_SERVICE"]));
+        let mounted = |c: &Value, n: &str| {
+            c["volumeMounts"].as_array().unwrap().iter().any(|m| m["name"] == n)
+        };
+        for (container, names) in [(main, ["routes", "tun"]), (bird, ["routes", "bird"])] {
+            for name in names {
+                assert!(mounted(container, name), "{name}");
+                assert!(pod["volumes"].as_array().unwrap().iter().any(|v| v["name"] == name));
+            }
+        }
     }
 }

@@ -359,6 +359,7 @@ impl Watch {
         let (version, kind) = match &self.call.key.plural[..] {
             "pods" | "nodes" => ("v1", if self.call.key.plural == "pods" { "Pod" } else { "Node" }),
             "deployments" => ("apps/v1", "Deployment"),
+            "configmaps" => ("v1", "ConfigMap"),
             other => ("aerolink.dev/v1alpha1", other),
         };
         let event = json!({"type": "BOOKMARK", "object": {"apiVersion": version, "kind": kind,

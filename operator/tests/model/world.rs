@@ -234,8 +234,10 @@ impl Shared {
             namespace: "aero-system".into(),
             pod: format!("operator-{id}"),
             node_agent_image: "image".into(),
+            bird_image: "bird".into(),
             pull_policy: "Never".into(),
             server_service_account: "aero-server".into(),
+            relay_service_account: "aero-relay".into(),
             log: ("info".into(), "text"),
             forwarder: "auto".into(),
         };
