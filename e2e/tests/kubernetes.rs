@@ -9,7 +9,7 @@ mod cases;
 
 use std::path::PathBuf;
 
-use cases::{Context, api, cli, cni, direct, lab, moves, services, underlay};
+use cases::{Context, api, cli, cni, direct, lab, moves, relays, services, underlay};
 use libtest_mimic::{Arguments, Failed, Trial};
 
 type Case = fn(&Context) -> anyhow::Result<()>;
@@ -46,6 +46,10 @@ const LAB: &[(&str, Case)] = &[
     ("an_uninstall_leaves_nothing_on_any_node_and_keeps_what_is_the_users", lab::uninstall),
     ("on_an_ipv4_underlay_a_moved_pod_keeps_its_prefix_and_is_reached", underlay::ipv4),
     ("on_an_ipv6_underlay_a_moved_pod_keeps_its_prefix_and_is_reached", underlay::ipv6),
+    (
+        "relays_have_the_routes_of_all_clients_and_what_is_bad_is_refused_with_its_reason",
+        relays::run,
+    ),
 ];
 
 /// Tests that need a cluster with AERO, whichever.

@@ -153,7 +153,7 @@ pub async fn run(args: AgentArgs) -> anyhow::Result<()> {
         mtu => mtu,
     };
     let device = tun::open(&args.device, mtu)?;
-    attach::route_asps(&args.device, &[]).await?;
+    attach::route_asps(&args.device, &[], attach::METRIC_OF_CLIENT).await?;
     let (control_sender, control) = mpsc::channel(CONTROL_QUEUE);
     let (errors, reported) = paths::underlay_errors();
     let config = userspace::Config {
@@ -346,7 +346,7 @@ impl Agent {
         // Pods have IPv6 prefixes only; an IPv4 service prefix is none of this node's.
         let v6 = |p: &&IpNet| matches!(p, IpNet::V6(_));
         let routes: Vec<IpNet> = new.iter().filter(v6).copied().collect();
-        match attach::route_asps(&self.args.device, &routes).await {
+        match attach::route_asps(&self.args.device, &routes, attach::METRIC_OF_CLIENT).await {
             Ok(()) => {
                 self.driver.with(|node, _| node.add_asps(&new));
                 self.routed.lock().unwrap_or_else(PoisonError::into_inner).extend(new);

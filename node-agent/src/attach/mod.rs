@@ -15,7 +15,7 @@ use ipnet::{IpNet, Ipv6Net};
 use rtnetlink::packet_route::address::{AddressAttribute, AddressFlags};
 use rtnetlink::packet_route::link::{AfSpecInet6, AfSpecUnspec, In6AddrGenMode, LinkAttribute};
 use rtnetlink::packet_route::neighbour::NeighbourState;
-use rtnetlink::packet_route::route::{RouteProtocol, RouteScope};
+use rtnetlink::packet_route::route::{RouteAttribute, RouteProtocol, RouteScope};
 use rtnetlink::{LinkUnspec, LinkVeth, RouteMessageBuilder};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -26,6 +26,11 @@ pub use netns::Netns;
 pub const HOST_PREFIX: &str = "aero";
 /// Routes of ours carry this protocol number.
 pub(crate) const ROUTE_PROTOCOL: u8 = 86;
+/// Metric of a Client's routes: what the kernel gives to those without.
+pub const METRIC_OF_CLIENT: u32 = 0;
+/// Metric of a Relay's routes. Where an agent and a Relay share a node they must not replace each
+/// other's, and what the node's own pods send goes by the agent, which checks who sends it.
+pub const METRIC_OF_RELAY: u32 = 2048;
 /// MAC of the interface on the node.
 pub const HOST_MAC: [u8; 6] = [0x02, 0xae, 0, 0, 0, 1];
 /// MAC of the interface in the pod.
@@ -345,15 +350,16 @@ async fn quiet_up(host: &Netns, device: &str) -> Result<u32, AttachError> {
 }
 
 /// Routes the service prefixes to the AERO interface, which is up and generates no addresses.
+/// `metric` is [`METRIC_OF_CLIENT`] or [`METRIC_OF_RELAY`].
 ///
 /// # Errors
 /// If there is no such interface or the kernel refuses.
-pub async fn route_asps(device: &str, asps: &[IpNet]) -> Result<(), AttachError> {
+pub async fn route_asps(device: &str, asps: &[IpNet], metric: u32) -> Result<(), AttachError> {
     let host = Netns::own()?;
     let index = quiet_up(&host, device).await?;
     for asp in asps {
         let protocol = RouteProtocol::Other(ROUTE_PROTOCOL);
-        let route = match asp {
+        let mut route = match asp {
             IpNet::V6(asp) => RouteMessageBuilder::<Ipv6Addr>::new()
                 .destination_prefix(asp.addr(), asp.prefix_len())
                 .output_interface(index)
@@ -367,6 +373,9 @@ pub async fn route_asps(device: &str, asps: &[IpNet]) -> Result<(), AttachError>
                 .protocol(protocol)
                 .build(),
         };
+        if metric > 0 {
+            route.attributes.push(RouteAttribute::Priority(metric));
+        }
         let added = host.handle.route().add(route).replace().execute().await;
         added.map_err(doing("routing a service prefix to the AERO interface"))?;
     }

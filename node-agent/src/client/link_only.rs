@@ -106,7 +106,7 @@ pub(super) async fn run(
     let servers = finder.find_first(&token).await;
     let (_, mtu) = mtu(args, servers.first().copied()).await?;
     let device = tun::open_plain(&args.device, mtu)?;
-    attach::route_asps(&args.device, &[]).await?;
+    attach::route_asps(&args.device, &[], attach::METRIC_OF_CLIENT).await?;
     link_local(&args.device).await?;
     let readiness = Readiness::default();
     let stop = tokio_util::sync::CancellationToken::new();

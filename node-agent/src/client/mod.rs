@@ -143,7 +143,7 @@ pub async fn run(args: ClientArgs) -> anyhow::Result<()> {
     let found = finder.find_first(&token).await;
     let (underlay_mtu, mtu) = mtu(&args, found.first().copied()).await?;
     let device = tun::open(&args.device, mtu)?;
-    attach::route_asps(&args.device, &[]).await?;
+    attach::route_asps(&args.device, &[], attach::METRIC_OF_CLIENT).await?;
     let (control_sender, control) = mpsc::channel(CONTROL_QUEUE);
     let (errors, reported) = paths::underlay_errors();
     let config = userspace::Config {

@@ -100,7 +100,7 @@ pub async fn run(args: RelayArgs) -> anyhow::Result<()> {
     let sender = Arc::clone(&forwarder);
     let mut forwarding = tokio::spawn(forwarder.run());
     let follow = routes_file::follow(&args.routes, Default::default(), &driver, async |asps| {
-        match attach::route_asps(&args.device, asps).await {
+        match attach::route_asps(&args.device, asps, attach::METRIC_OF_RELAY).await {
             Ok(()) => routes_ready.ready(),
             Err(e) => tracing::error!("routes to {}: {e}", args.device),
         }
