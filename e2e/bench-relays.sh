@@ -14,7 +14,7 @@ mkdir -p target/results
 {
     printf '{"macro_moves": %s, "recovery_ms": {' "$(cat "$out/macro_moves" 2>/dev/null || echo null)"
     # The longest of the three.
-    printf '"bird": %s' "$(cat "$out"/bird_of_* | sort -n | tail -n 1)"
+    printf '"bird": %s' "$(for f in "$out"/bird_of_*; do cat "$f"; echo; done | sort -n | tail -n 1)"
     for name in server server_with_bfd server_that_ends relay relay_from_outside \
         bird_of_s1 bird_of_r1 bird_of_r2 \
         cut_Client_and_Server cut_Server_and_Relay cut_Server_and_Server cut_Relay_and_Relay \
