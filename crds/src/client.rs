@@ -100,10 +100,13 @@ impl AeroClientSpec {
 impl AeroClient {
     /// Whether it selects a pod, which must be of its own namespace.
     pub fn selects(&self, pod: &Pod) -> bool {
+        // First, since it is cheap and most pods are of other namespaces.
+        if self.metadata.namespace != pod.metadata.namespace {
+            return false;
+        }
         let Some(selector) = self.spec.pod_selector.clone() else { return false };
         let Ok(selector) = Selector::try_from(selector) else { return false };
-        let same_namespace = self.metadata.namespace == pod.metadata.namespace;
-        same_namespace && selector.matches(&pod.metadata.labels.clone().unwrap_or_default())
+        selector.matches(&pod.metadata.labels.clone().unwrap_or_default())
     }
 }
 

@@ -13,7 +13,7 @@ use kube::{Api, Resource, ResourceExt};
 use serde_json::json;
 
 use super::identity::PodView;
-use super::plan::{LinkView, Observed, Plan, Told, Write, plan};
+use super::plan::{LinkView, Observed, Plan, Told, Write, client_ref, plan};
 use super::{owner, status};
 use crate::allocation::effective_pools;
 use crate::context::{Context, apply_status, in_order};
@@ -35,7 +35,10 @@ pub async fn reconcile(ctx: &Context, key: &str) -> anyhow::Result<()> {
     let Some(client) = clients.iter().filter(alive).find(|c| key_of(c) == key).cloned() else {
         return client_gone(ctx, key).await;
     };
-    let mappings = in_order(ctx.mappings.state());
+    // Of the others the order does not matter, and they are many.
+    let own = |m: &Arc<AcpMapping>| m.spec.client_ref == client_ref(&client);
+    let (own, others): (Vec<_>, Vec<_>) = ctx.mappings.state().into_iter().partition(own);
+    let mappings = [in_order(own), others].concat();
     let (pods, taken_pods) = pods_of(ctx, &clients, &client);
     let seen = Observed {
         client: &client,
