@@ -37,6 +37,8 @@ pub struct Checker {
     /// It was while no operator ran that still knows: the table stands, and only what is given
     /// from then on must be larger than all before.
     pub forgotten: bool,
+    /// Also a pod that has not been told its prefix yet may not lose it.
+    pub strict: bool,
     /// Looks at nothing: with very many pods it would take too long after every change.
     pub off: bool,
 }
@@ -150,8 +152,9 @@ impl Checker {
         if let Some(before) = done.before.as_deref()
             && let Some(pod) = live_holder_of(store, before)
             && let Some(object) = store.get(&Key::new("pods", NS, &pod))
-            && annotation(object, "prefix").split(',').any(|p| p == prefix)
-            && annotation(object, "pod-uid") == before_uid
+            && (self.strict
+                || (annotation(object, "prefix").split(',').any(|p| p == prefix)
+                    && annotation(object, "pod-uid") == before_uid))
             && !doubled(store, before)
         {
             if uid != before_uid {

@@ -6,10 +6,14 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
 mod check;
+mod churn;
 mod crash_points;
 mod driver;
 mod faults;
+mod gates;
 mod histories;
+mod memory;
+mod overlaps;
 mod sandboxes;
 mod scale;
 mod server;

@@ -1,4 +1,4 @@
-//! Many pods: bursts, churn, and what a move costs the API server's watches.
+//! Many pods: bursts, and what a move costs the API server's watches.
 //!
 //! All figures here are simulated: deliveries and bytes are counted from the selectors of the
 //! watches that the parts really make, on a model of the API server.
@@ -10,14 +10,14 @@ use k8s_openapi::jiff::SignedDuration;
 use serde_json::{Value, json};
 use tokio::time::{Instant, sleep};
 
-use super::driver::{Driver, Kind, in_virtual_time, outcome};
+use super::driver::{Driver, Kind, in_virtual_time};
 use super::faults::Faults;
 use super::store::Key;
 use super::world::{NS, Shared};
 use aero_elements::faults::{Level, held};
 
 /// A world with a /48 of prefixes.
-fn large(seed: u64, faults: Faults) -> (Shared, Driver) {
+pub fn large(seed: u64, faults: Faults) -> (Shared, Driver) {
     let kind = Kind { faults, ..Kind::of(seed) };
     let shared = Shared::new(kind.seed, kind.faults.clone());
     let driver = Driver::new(shared.clone(), &kind);
@@ -27,7 +27,8 @@ fn large(seed: u64, faults: Faults) -> (Shared, Driver) {
     (shared, driver)
 }
 
-fn told(pod: &Value) -> Option<&str> {
+/// The prefix that a pod is told.
+pub fn told(pod: &Value) -> Option<&str> {
     let annotations = &pod["metadata"]["annotations"];
     let ours = annotations["aerolink.dev/pod-uid"] == pod["metadata"]["uid"];
     annotations["aerolink.dev/prefix"].as_str().filter(|_| ours)
@@ -94,54 +95,6 @@ fn a_thousand_pods_at_once_all_get_a_prefix_each_for_a_few_writes() {
         "writes": counts.writes});
     result(&json!({"burst": {"model": model}}));
     case.figure(text);
-}
-
-/// Resident memory of this process in KiB.
-fn resident() -> u64 {
-    let status = std::fs::read_to_string("/proc/self/statm").unwrap_or_default();
-    let pages = status.split(' ').nth(1).and_then(|p| p.parse::<u64>().ok());
-    pages.unwrap_or(0) * 4
-}
-
-#[test]
-fn pods_that_come_and_go_leave_no_orphans_round_after_round() {
-    const ROUNDS: usize = 5;
-    const PODS: usize = 40;
-    in_virtual_time(async {
-        let (shared, driver) = large(25, Faults::none());
-        driver.client("dep", "dep");
-        shared.start(SignedDuration::ZERO, None);
-        sleep(Duration::from_secs(2)).await;
-        shared.lock().checker.off = true;
-        let mut sizes = Vec::new();
-        for round in 0..ROUNDS {
-            for n in 0..PODS {
-                let name = format!("dep-{round}-{n}");
-                driver.pod(&name, "dep", false);
-                driver.schedule(&name, "n1");
-            }
-            sleep(Duration::from_secs(20)).await;
-            let held =
-                shared.lock().store.list("pods", NS).filter(|(_, p)| told(p).is_some()).count();
-            assert_eq!(held, PODS, "round {round}");
-            for n in 0..PODS {
-                driver.remove(&Key::new("pods", NS, &format!("dep-{round}-{n}")));
-            }
-            // keepFor 20 s, coolDown 30 s, grace 5 s.
-            sleep(Duration::from_secs(75)).await;
-            let left = shared.lock().store.list("acpmappings", "").count();
-            assert_eq!(left, 0, "orphans after round {round}");
-            let mut world = shared.lock();
-            world.history.clear();
-            world.store.compact();
-            drop(world);
-            sizes.push(resident());
-        }
-        println!(
-            "{ROUNDS} rounds of {PODS} pods, no orphans; process {sizes:?} KiB (model included)"
-        );
-        outcome(&shared).expect("churn");
-    });
 }
 
 /// What a watch asks for.

@@ -66,6 +66,33 @@ impl Call {
         selects(&self.query, object)
     }
 
+    /// The identity that a request is about, and what it is, where a test may decide when it goes.
+    fn subject(&self, shared: &Shared, body: &Value) -> Option<(String, String)> {
+        let world = shared.lock();
+        world.gates.as_ref()?;
+        let Key { plural, name, .. } = &self.key;
+        let of = match (plural.as_str(), &self.method) {
+            ("pods", _) if !name.is_empty() => name.clone(),
+            ("acpmappings", &Method::POST) => identity_of(body).to_string(),
+            ("acpmappings", _) if !name.is_empty() => {
+                identity_of(world.store.get(&self.key)?).to_string()
+            }
+            _ => return None,
+        };
+        let manager = self.query.get("fieldManager").map_or("", String::as_str);
+        let status = &body["status"];
+        let phase = if !self.status {
+            ""
+        } else if status["phase"] == "Cooling" {
+            " cools"
+        } else if status["releasedAt"].is_string() {
+            " is kept"
+        } else {
+            " is bound"
+        };
+        Some((of, format!("{} {plural}{phase} {manager}", self.method)))
+    }
+
     fn text(&self) -> String {
         let Key { plural, namespace, name } = &self.key;
         let sub = if self.status { "/status" } else { "" };
@@ -73,6 +100,10 @@ impl Call {
         let name = if plural == "events" { "..." } else { name };
         format!("{} {plural} {namespace}/{name}{sub}", self.method)
     }
+}
+
+fn identity_of(mapping: &Value) -> &str {
+    mapping["spec"]["identity"].as_str().unwrap_or_default()
 }
 
 /// Label and field selectors, as far as the operator uses them.
@@ -103,6 +134,10 @@ pub async fn serve(
     let bytes = to_bytes(Body::new(body), usize::MAX).await.map_err(io::Error::other)?;
     let body: Value = serde_json::from_slice(&bytes).unwrap_or(Value::Null);
     let fate = shared.lock().arrives(id, call.is_write());
+    let gated = call.subject(&shared, &body);
+    if let Some((of, what)) = &gated {
+        shared.gate(of, || format!("{what} arrives")).await;
+    }
     tokio::time::sleep(fate.there).await;
     shared.thawed(id).await;
     if fate.crash_before {
@@ -117,6 +152,9 @@ pub async fn serve(
     if fate.lost {
         shared.lock().tell(id, &format!("  the answer to {} is lost", call.text()));
         return Err(io::Error::new(io::ErrorKind::ConnectionReset, "the answer is lost"));
+    }
+    if let Some((of, what)) = &gated {
+        shared.gate(of, || format!("{what} is answered")).await;
     }
     tokio::time::sleep(fate.back).await;
     shared.thawed(id).await;
@@ -150,6 +188,9 @@ fn carry_out(
     if fate.refused {
         world.tell(id, &format!("{} -> 500, by chance", call.text()));
         return Err(Refused::new(500, "InternalError", "by chance"));
+    }
+    if world.no_events && key.plural == "events" {
+        return Err(Refused::new(403, "Forbidden", "no Events here"));
     }
     if fate.touched && key.plural != "events" {
         world.touch(&key);
@@ -297,6 +338,16 @@ impl Watch {
                     let lag = self.rng.random_range(Duration::ZERO..=self.lag);
                     self.last = self.last.max(written + lag);
                     tokio::time::sleep_until(self.last).await;
+                    let plural = &self.call.key.plural;
+                    let of = match plural.as_str() {
+                        "pods" => event["object"]["metadata"]["name"].as_str(),
+                        "acpmappings" => event["object"]["spec"]["identity"].as_str(),
+                        _ => None,
+                    };
+                    if let Some(of) = of {
+                        let what = || format!("{} {plural} is seen", event["type"]);
+                        self.shared.gate(of, what).await;
+                    }
                     self.shared.thawed(self.id).await;
                     self.at = version;
                     let line = format!("{event}\n");

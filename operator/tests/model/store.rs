@@ -73,8 +73,8 @@ pub struct Done {
     pub after: Option<Arc<Value>>,
 }
 
-/// The paths that a field manager has applied.
-type Applied = BTreeMap<(Key, String), BTreeSet<Vec<String>>>;
+/// The paths that each field manager has applied, of each object.
+type Applied = BTreeMap<Key, BTreeMap<String, BTreeSet<Vec<String>>>>;
 
 /// A copy of the store, as `etcdctl snapshot save` makes one.
 #[derive(Debug, Clone)]
@@ -187,7 +187,7 @@ impl Store {
             None => self.objects.remove(key),
         };
         if after.is_none() {
-            self.applied.retain(|(k, _), _| k != key);
+            self.applied.remove(key);
         }
         self.log.entry(key.plural.clone()).or_default().push(Logged {
             version: self.revision,
@@ -297,13 +297,15 @@ impl Store {
                 return Err(Refused::conflict("no object of that uid"));
             }
             let done = self.create(key, patch.clone(), now)?;
-            self.applied.insert((key.clone(), manager.into()), leaves(patch));
+            let of = self.applied.entry(key.clone()).or_default();
+            of.insert(manager.into(), leaves(patch));
             return Ok(done);
         };
         Self::fresh(&present, patch)?;
         let mut new = (*present).clone();
         let wanted = leaves(patch);
-        let entry = self.applied.entry((key.clone(), manager.into())).or_default();
+        let of = self.applied.entry(key.clone()).or_default();
+        let entry = of.entry(manager.into()).or_default();
         let before = std::mem::replace(entry, wanted.clone());
         for path in before.difference(&wanted) {
             remove_path(&mut new, path);

@@ -17,6 +17,7 @@ use tokio::time::Instant;
 
 use super::check::Checker;
 use super::faults::{Fate, Faults};
+use super::gates::Gates;
 use super::server;
 use super::store::{Done, Key, Store};
 
@@ -61,6 +62,10 @@ pub struct World {
     pub history: Vec<String>,
     pub checker: Checker,
     pub counts: Counts,
+    /// Events are refused.
+    pub no_events: bool,
+    /// Where a test decides in which order things happen.
+    pub gates: Option<Gates>,
     began: Instant,
 }
 
@@ -174,6 +179,8 @@ impl Shared {
             history: Vec::new(),
             checker: Checker::default(),
             counts: Counts::default(),
+            no_events: false,
+            gates: None,
             began: Instant::now(),
         };
         let shared = Self { world: Arc::new(Mutex::new(world)), news: Arc::default() };
@@ -188,6 +195,14 @@ impl Shared {
 
     pub fn lock(&self) -> MutexGuard<'_, World> {
         self.world.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits until the test lets this step go; does not where it decides about none.
+    pub async fn gate(&self, of: &str, what: impl FnOnce() -> String) {
+        let opened = self.lock().gates.as_mut().map(|g| g.wait(of, what()));
+        if let Some(opened) = opened {
+            let _ = opened.await;
+        }
     }
 
     /// Waits until operator `id` is not frozen; for ever if it is dead.
