@@ -116,7 +116,7 @@ fn while_the_table_is_away_for_a_quarter_of_an_hour_delegated_clients_talk_and_m
         assert!(rig.now < back + SECOND * 10, "the new holder is not reached");
     }
     case.figure(format!(
-        "no table for {AWAY} s: {renews} Renews and {rebinds} Rebinds answered, {links} moves between links and {servers} between Servers, at most {} ms without a way; a new holder is refused until the table is back",
+        "no table for {AWAY} s: {renews} Renews and {rebinds} Rebinds answered, {links} moves between links and {servers} between Servers, without a way for {} ms at most (looked at every 50 ms); a new holder is refused until the table is back",
         gap.longest.as_millis()
     ));
 }
