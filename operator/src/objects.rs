@@ -203,9 +203,10 @@ impl Part<'_> {
                 "runAsUser": 0,
                 "allowPrivilegeEscalation": false,
                 "readOnlyRootFilesystem": true,
-                // Its route table in the kernel (NET_ADMIN), and the port of BGP, 179
-                // (NET_BIND_SERVICE).
-                "capabilities": {"drop": ["ALL"], "add": ["NET_ADMIN", "NET_BIND_SERVICE"]},
+                // Its route table in the kernel (NET_ADMIN), the port of BGP, 179
+                // (NET_BIND_SERVICE), and to bind sessions to their interface: those that come in
+                // are bound by the listening socket, and to bind them again asks for NET_RAW.
+                "capabilities": {"drop": ["ALL"], "add": ["NET_ADMIN", "NET_BIND_SERVICE", "NET_RAW"]},
             },
         })
     }

@@ -121,7 +121,7 @@ mod tests {
         assert_eq!(bird["args"], json!(["bird", "--role", "server"]));
         assert_eq!(bird["image"], "bird");
         let added = &bird["securityContext"]["capabilities"]["add"];
-        assert_eq!(*added, json!(["NET_ADMIN", "NET_BIND_SERVICE"]));
+        assert_eq!(*added, json!(["NET_ADMIN", "NET_BIND_SERVICE", "NET_RAW"]));
         let mounted = |c: &Value, n: &str| {
             c["volumeMounts"].as_array().unwrap().iter().any(|m| m["name"] == n)
         };
