@@ -16,6 +16,9 @@ use super::world::{Counts, NS, Shared};
 
 /// Prefixes of the link's pool: of a /60 in /64s, without the first.
 pub const POOL_SIZE: usize = 15;
+/// For how long the API server answers nobody when it is started again, in milliseconds. It takes
+/// seconds; this is longer than a request may be on its way.
+const RESTART: u64 = 1000;
 const NODES: [&str; 4] = ["n1", "n2", "n3", "n4"];
 
 /// What kind of history.
@@ -296,14 +299,16 @@ impl Driver {
         }
     }
 
-    /// Puts the store back. The API server restarts, so all watches break.
+    /// Puts the store back. The API server is stopped for it, so all watches break, and nothing
+    /// that was asked for before is done after.
     pub fn restore(&self, snapshot: Snapshot) {
         let mut world = self.shared.lock();
         world.log("cluster:", "the store is put back to an older state");
         world.store.restore(snapshot);
         world.watch_generation += 1;
+        world.down_until = world.millis() + RESTART;
         world.checker.restored = true;
-        world.checker.forgotten = world.operators.iter().all(|o| o.dead);
+        world.checker.forgotten |= world.operators.iter().all(|o| o.dead);
     }
 
     fn cluster(&mut self) {

@@ -185,6 +185,10 @@ fn carry_out(
     } else {
         call.key.clone()
     };
+    if world.millis() < world.down_until {
+        world.tell(id, &format!("{} -> 503", call.text()));
+        return Err(Refused::new(503, "ServiceUnavailable", "the API server starts"));
+    }
     if fate.refused {
         world.tell(id, &format!("{} -> 500, by chance", call.text()));
         return Err(Refused::new(500, "InternalError", "by chance"));

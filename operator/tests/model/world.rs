@@ -64,6 +64,8 @@ pub struct World {
     pub counts: Counts,
     /// Events are refused.
     pub no_events: bool,
+    /// Until when the API server answers nobody, in milliseconds since the begin.
+    pub down_until: u64,
     /// Where a test decides in which order things happen.
     pub gates: Option<Gates>,
     began: Instant,
@@ -180,6 +182,7 @@ impl Shared {
             checker: Checker::default(),
             counts: Counts::default(),
             no_events: false,
+            down_until: 0,
             gates: None,
             began: Instant::now(),
         };
