@@ -83,6 +83,9 @@ impl Agent {
             )
             .details("aero-cni attaches pods of Kubernetes; the runtime has to pass their names"));
         };
+        let place = self.turns.place(&format!("{namespace}/{name}"));
+        let container = self.turns.place(&request.container_id);
+        let _container = container.turn().await;
         let uid = arg("K8S_POD_UID");
         let pod = self.wait_for_pod(&namespace, &name, uid.as_deref(), deadline).await?;
         let assigned = self.assignment_of(&namespace, &name, &pod, deadline).await?;
@@ -106,6 +109,12 @@ impl Agent {
             client_id: assignment.client_id,
             epoch: assignment.epoch,
             spec,
+        };
+        let text =
+            format!("another sandbox of pod {}/{} is being attached", record.namespace, record.pod);
+        let waiting = timeout_at(deadline, place.turn());
+        let Ok(Some(_turn)) = waiting.await else {
+            return Err(CniError::new(code::TRY_AGAIN_LATER, text));
         };
         // Another sandbox of the same pod, left by a try that failed.
         for older in self.journal.all() {
@@ -287,6 +296,9 @@ impl Agent {
     }
 
     pub(super) async fn del(&self, container: &str, ifname: &str) -> Result<Done, CniError> {
+        // Of an ADD whose plugin has ended there may be nothing to see yet.
+        let place = self.turns.place(container);
+        let _turn = place.turn().await;
         let found = self.records(container, ifname);
         for record in found {
             self.drop_attachment(&record, true).await?;

@@ -8,6 +8,7 @@ mod fake_api;
 mod handler;
 mod journal;
 mod tell;
+mod turns;
 mod watch;
 
 use std::collections::BTreeSet;
@@ -132,6 +133,7 @@ pub struct Agent {
     routed: Mutex<BTreeSet<IpNet>>,
     underlay: Vec<LinkLayerAddress>,
     requests: metrics::CniRequests,
+    turns: turns::Turns,
 }
 
 fn duid(client: Uuid) -> Duid {
@@ -226,6 +228,7 @@ pub async fn run(args: AgentArgs) -> anyhow::Result<()> {
         underlay: underlay.addresses().collect(),
         table: Arc::clone(&table),
         requests,
+        turns: turns::Turns::default(),
         args: args.clone(),
     });
     about.is(&agent);
