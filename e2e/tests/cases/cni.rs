@@ -12,7 +12,7 @@ use super::{Context, faults};
 const CONTAINER: &str = "e2e-container";
 
 /// Runs the installed plugin on a node with a configuration on its standard input.
-fn plugin(
+pub fn plugin(
     lab: &Lab,
     node: &str,
     env: &str,

@@ -7,6 +7,7 @@ pub mod direct;
 pub mod faults;
 pub mod lab;
 pub mod moves;
+pub mod pods;
 pub mod relays;
 pub mod services;
 pub mod underlay;
