@@ -128,10 +128,12 @@ pub fn upgrade(context: &Context) -> anyhow::Result<()> {
                 .cluster
                 .helm(&[&["upgrade", "aero", &chart, "-n", NAMESPACE][..], &set].concat())?;
             shared.cluster.wait_for_aero(Duration::from_secs(120))?;
-            let now = shared.cluster.kubectl(&pods)?;
-            let same: Vec<&str> =
-                now.split(' ').filter(|p| before.split(' ').any(|b| b == *p)).collect();
-            ensure!(same.is_empty(), "not replaced: {same:?}");
+            // The operator has still to roll the Servers.
+            shared.cluster.wait_until("all is replaced", Duration::from_secs(120), || {
+                let now = shared.cluster.kubectl(&pods)?;
+                Ok(!now.split(' ').any(|p| before.split(' ').any(|b| b == p)))
+            })?;
+            shared.cluster.wait_for_aero(Duration::from_secs(120))?;
             shared.cluster.helm(&[
                 "rollback",
                 "aero",
