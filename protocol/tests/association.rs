@@ -163,6 +163,24 @@ fn a_release_towards_a_dead_server_is_given_up() {
 }
 
 #[test]
+fn an_address_that_changes_while_a_release_is_on_its_way_asks_for_nothing_back() {
+    let mut link = one_of_each();
+    let node = node_address(21);
+    link.attach(node, 1, 1);
+    link.run(SECOND / 2);
+    link.lose = Box::new(|_, s| s.name() == "Release");
+    link.detach(node, 1);
+    let (now, before) = (link.now, link.sent.len());
+    link.node(node).engine.underlay_changed(now);
+    link.drain(node);
+    link.run(SECOND * 20);
+    let names: Vec<_> = link.sent[before..].iter().map(common::Sent::name).collect();
+    assert!(!names.iter().any(|n| *n == "Rebind" || *n == "Solicit"), "{names:?}");
+    assert!(link.node(node).events.contains(&Event::Released { client: duid(1) }));
+    assert!(link.node(node).engine.standing(&duid(1)).is_none());
+}
+
+#[test]
 fn a_client_that_is_not_in_the_table_gets_nothing_and_says_why() {
     let mut link = one_of_each();
     link.attach(node_address(21), 9, 1);

@@ -155,6 +155,11 @@ impl Node {
     }
 
     pub(super) fn rebind_moved(&mut self, id: &Duid, server: LinkLayerAddress, now: Instant) {
+        let association = self.clients.get(id).and_then(|c| c.associations.get(&server));
+        // What is being given back is not asked for again; the Release is repeated anyway.
+        if association.is_some_and(|a| a.phase == Phase::Releasing) {
+            return;
+        }
         let has_lease =
             self.clients.get_mut(id).and_then(|c| c.associations.get_mut(&server)).is_some_and(
                 |a| {
