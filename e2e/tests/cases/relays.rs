@@ -61,7 +61,12 @@ impl Link<'_> {
 
     /// What BIRD has written into the kernel table of a Relay's node.
     fn table(&self, node: &str) -> anyhow::Result<BTreeSet<String>> {
-        let shown = self.lab.run(node, &["ip", "-6", "route", "show", "table", "8060"])?;
+        let command = ["ip", "-6", "route", "show", "table", "8060"];
+        let output = self.lab.exec(node, &command)?;
+        // A table that never had a route is none.
+        let none = String::from_utf8_lossy(&output.stderr).contains("FIB table does not exist");
+        ensure!(output.status.success() || none, "{command:?} on {node}: {output:?}");
+        let shown = String::from_utf8_lossy(&output.stdout).into_owned();
         let prefixes = shown.lines().filter_map(|l| l.split_whitespace().next());
         Ok(prefixes.filter(|p| p.contains('/')).map(String::from).collect())
     }
