@@ -25,10 +25,6 @@ const LAB: &[(&str, Case)] = &[
     ("a_pod_that_is_not_enrolled_keeps_its_primary_network_untouched", moves::not_enrolled),
     ("bad_input_to_the_plugin_gets_the_specifications_error_codes", cni::error_codes),
     ("the_end_of_a_pod_does_not_wait_for_an_agent_that_hangs", pods::agent_away),
-    (
-        "a_start_that_is_tried_a_hundred_times_ends_with_one_prefix_and_one_interface",
-        pods::half_way,
-    ),
     ("ninety_pods_start_at_once", pods::burst),
     ("cnitool_drives_the_plugin_as_a_sole_delegate", cni::cnitool),
     ("services_work_from_and_to_enrolled_pods_in_both_modes_of_kube_proxy", services::both_modes),
