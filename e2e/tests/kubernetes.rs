@@ -45,7 +45,6 @@ const LAB: &[(&str, Case)] = &[
     ("a_pod_of_a_node_that_lost_power_keeps_its_prefix_on_another", moves::power_off),
     ("at_no_time_did_two_pods_hold_one_prefix", moves::never_two_holders),
     ("kubectl_aero_names_the_part_that_fails_and_what_to_do", cli::names_what_fails),
-    ("an_upgrade_and_a_rollback_keep_the_cni_configuration_and_the_traffic", lab::upgrade),
     ("an_uninstall_leaves_nothing_on_any_node_and_keeps_what_is_the_users", lab::uninstall),
     ("on_an_ipv4_underlay_a_moved_pod_keeps_its_prefix_and_is_reached", underlay::ipv4),
     ("on_an_ipv6_underlay_a_moved_pod_keeps_its_prefix_and_is_reached", underlay::ipv6),

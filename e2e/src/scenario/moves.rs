@@ -105,7 +105,33 @@ pub fn power_off(
             "--grace-period=0",
         ])?;
     }
+    for pod in &pods {
+        placed_elsewhere(cluster, observer, pod, node)?;
+    }
     follow(cluster, observer, &format!("power off {node}"), &pods, began, &[node])
+}
+
+/// Sees to it that a pod has a node that lives: a scheduler that is late may have chosen the dead
+/// one once more, and nobody would take the pod from there.
+fn placed_elsewhere(
+    cluster: &Cluster,
+    observer: &Observer,
+    old: &PodSeen,
+    dead: &str,
+) -> anyhow::Result<()> {
+    let mut last = old.uid.clone();
+    loop {
+        let now = observer.wait(&format!("{} is placed again", old.name), RUN_AGAIN, |seen| {
+            seen.pod(&old.name).filter(|p| p.uid != last && !p.node.is_empty()).cloned()
+        })?;
+        if now.node != dead {
+            return Ok(());
+        }
+        let (namespace, name) = now.name.split_once('/').unwrap_or(("default", &now.name));
+        let force = ["delete", "pod", name, "--force", "--grace-period=0"];
+        cluster.kubectl(&[&["-n", namespace][..], &force].concat())?;
+        last = now.uid;
+    }
 }
 
 /// Follows pods to where they run next.

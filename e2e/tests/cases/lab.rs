@@ -1,15 +1,13 @@
 //! The lab and the release: what they leave behind.
 
 use std::process::{Command, Stdio};
-use std::sync::OnceLock;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use aero_e2e::lab::Lab;
-use aero_e2e::scenario::{NAMESPACE, micros, talk};
+use aero_e2e::scenario::NAMESPACE;
 use anyhow::{Context as _, ensure};
 
-use super::{Context, Shared, faults};
+use super::{Context, faults};
 
 /// What is left of a lab on this machine, by its name.
 fn left(name: &str) -> anyhow::Result<Vec<String>> {
@@ -87,91 +85,6 @@ pub fn installs(context: &Context) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Where the node's runtime finds the plugin.
-const CONFLIST: &str = "/etc/cni/net.d/00-aero.conflist";
-/// How long a node may be without a network while agents are replaced.
-const UNREADY: Duration = Duration::from_secs(30);
-
-/// Looks at all nodes until it is told to stop: whether the CNI configuration was gone at any time,
-/// and for how long a node was not Ready.
-fn watch_nodes(shared: &Shared, stop: &AtomicBool) -> anyhow::Result<Duration> {
-    let (mut unready, mut last) = (Duration::ZERO, Instant::now());
-    while !stop.load(Ordering::Relaxed) {
-        for node in shared.lab().nodes() {
-            let there = shared.lab().exec(&node, &["test", "-e", CONFLIST])?;
-            ensure!(there.status.success(), "{CONFLIST} was gone from {node}");
-        }
-        let path = "{.items[*].status.conditions[?(@.type==\"Ready\")].status}";
-        let ready = shared.cluster.get("nodes", path)?;
-        if ready.split_whitespace().any(|s| s != "True") {
-            unready += last.elapsed();
-        }
-        last = Instant::now();
-        std::thread::sleep(Duration::from_millis(100));
-    }
-    Ok(unready)
-}
-
-/// Every part of the release is replaced, twice, with clients at work.
-pub fn upgrade(context: &Context) -> anyhow::Result<()> {
-    let shared = context.shared()?;
-    let chart = aero_e2e::lab::workspace().join("charts/aero").display().to_string();
-    let pods = ["-n", NAMESPACE, "get", "pods", "-o", "jsonpath={.items[*].metadata.name}"];
-    let before = shared.cluster.kubectl(&pods)?;
-    let began = micros();
-    let stop = AtomicBool::new(false);
-    let unready = std::thread::scope(|scope| {
-        let watching = scope.spawn(|| watch_nodes(shared, &stop));
-        let outcome = (|| {
-            let set = ["--reuse-values", "--set", "log=info", "--wait", "--timeout", "180s"];
-            shared
-                .cluster
-                .helm(&[&["upgrade", "aero", &chart, "-n", NAMESPACE][..], &set].concat())?;
-            shared.cluster.wait_for_aero(Duration::from_secs(120))?;
-            // The operator has still to roll the Servers.
-            shared.cluster.wait_until("all is replaced", Duration::from_secs(120), || {
-                let now = shared.cluster.kubectl(&pods)?;
-                Ok(!now.split(' ').any(|p| before.split(' ').any(|b| b == p)))
-            })?;
-            shared.cluster.wait_for_aero(Duration::from_secs(120))?;
-            shared.cluster.helm(&[
-                "rollback",
-                "aero",
-                "-n",
-                NAMESPACE,
-                "--wait",
-                "--timeout",
-                "180s",
-            ])?;
-            shared.cluster.wait_for_aero(Duration::from_secs(120))
-        })();
-        stop.store(true, Ordering::Relaxed);
-        let watched = watching.join().map_err(|_| anyhow::anyhow!("the watching thread died"))?;
-        outcome.and(watched)
-    })?;
-    ensure!(unready < UNREADY, "nodes were not Ready for {unready:?}");
-    let answers = talk::answers(&shared.cluster, &shared.observer, began, &[])?;
-    let silence = answers
-        .iter()
-        .flat_map(|(_, list)| {
-            ["web-0", "web-1"].map(|t| talk::longest_silence(list, t, began, micros()))
-        })
-        .max()
-        .context("nobody talks")?;
-    let figure = format!(
-        "helm upgrade and rollback: configuration there all the time, nodes not Ready for {:.0} s (bound {} s), pods silent for {} ms at most",
-        unready.as_secs_f64(),
-        UNREADY.as_secs(),
-        silence / 1000
-    );
-    context.note(format!("F15: {figure}"));
-    ensure!(silence < 10_000_000, "{figure}");
-    UPGRADED.set(figure).map_err(|_| anyhow::anyhow!("upgraded twice"))
-}
-
-/// What [`upgrade`] has found; the other half of its fault case is the uninstall.
-static UPGRADED: OnceLock<String> = OnceLock::new();
-
 pub fn uninstall(context: &Context) -> anyhow::Result<()> {
     let shared = context.shared()?;
     let lab = shared.lab();
@@ -211,8 +124,5 @@ pub fn uninstall(context: &Context) -> anyhow::Result<()> {
     let figure =
         format!("helm uninstall in {took} s (bound 60 s); nothing left on nodes, mappings kept");
     faults::shown(test, &["F24"], figure);
-    if let Some(upgraded) = UPGRADED.get() {
-        faults::shown(test, &["F15"], format!("{upgraded}; gone after the uninstall"));
-    }
     Ok(())
 }
