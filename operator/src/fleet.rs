@@ -124,8 +124,9 @@ pub async fn run(
     let deployment = ctx.deployments.state().into_iter().find(|d| d.name_any() == name);
     let status = deployment.as_ref().and_then(|d| d.status.as_ref());
     seen.ready = status.and_then(|s| s.ready_replicas).unwrap_or(0);
-    seen.addresses = addresses(&pods(ctx, part));
-    seen.idle = idle(&pods(ctx, part));
+    let pods = pods(ctx, part);
+    seen.addresses = addresses(&pods);
+    seen.idle = idle(&pods);
     Ok(())
 }
 

@@ -94,21 +94,19 @@ pub fn power_off(
     })?;
     let began = micros();
     for pod in &pods {
-        let (namespace, name) = pod.name.split_once('/').unwrap_or(("default", &pod.name));
-        cluster.kubectl(&[
-            "-n",
-            namespace,
-            "delete",
-            "pod",
-            name,
-            "--force",
-            "--grace-period=0",
-        ])?;
+        delete_by_force(cluster, &pod.name)?;
     }
     for pod in &pods {
         placed_elsewhere(cluster, observer, pod, node)?;
     }
     follow(cluster, observer, &format!("power off {node}"), &pods, began, &[node])
+}
+
+/// Takes a pod (`namespace/name`) away without asking its node.
+fn delete_by_force(cluster: &Cluster, pod: &str) -> anyhow::Result<()> {
+    let (namespace, name) = pod.split_once('/').unwrap_or(("default", pod));
+    let force = ["--force", "--grace-period=0"];
+    cluster.kubectl(&[&["-n", namespace, "delete", "pod", name][..], &force].concat()).map(drop)
 }
 
 /// Sees to it that a pod has a node that lives: a scheduler that is late may have chosen the dead
@@ -127,9 +125,7 @@ fn placed_elsewhere(
         if now.node != dead {
             return Ok(());
         }
-        let (namespace, name) = now.name.split_once('/').unwrap_or(("default", &now.name));
-        let force = ["delete", "pod", name, "--force", "--grace-period=0"];
-        cluster.kubectl(&[&["-n", namespace][..], &force].concat())?;
+        delete_by_force(cluster, &now.name)?;
         last = now.uid;
     }
 }

@@ -26,11 +26,11 @@ pub fn plugin(
     Ok((output.status.success(), value, began.elapsed()))
 }
 
-fn config(version: &str) -> String {
+pub fn config(version: &str) -> String {
     json!({"cniVersion": version, "name": "by-hand", "type": "aero-cni", "socket": "/run/aero/agent.sock"}).to_string()
 }
 
-fn env(verb: &str, netns: &str, pod: &str) -> String {
+pub fn env(verb: &str, netns: &str, pod: &str) -> String {
     format!(
         "CNI_COMMAND={verb} CNI_CONTAINERID={CONTAINER} CNI_NETNS={netns} CNI_IFNAME=net1 \
          CNI_PATH=/opt/cni/bin CNI_ARGS='K8S_POD_NAMESPACE=default;K8S_POD_NAME={pod}'"

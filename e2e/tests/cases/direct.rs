@@ -26,10 +26,7 @@ const STILL: u64 = 10;
 
 /// Packets that the Servers have forwarded so far.
 fn by_servers(shared: &Shared) -> anyhow::Result<BTreeMap<String, u64>> {
-    let nodes: Vec<String> = {
-        let seen = shared.observer.seen();
-        seen.ready("aerolink.dev/component", "server").iter().map(|p| p.node.clone()).collect()
-    };
+    let nodes = shared.server_nodes();
     ensure!(!nodes.is_empty(), "there is no Server");
     let mut all = BTreeMap::new();
     for node in nodes {

@@ -42,6 +42,12 @@ impl Shared {
     pub fn lab(&self) -> &Lab {
         self.lab.as_ref().expect("this test needs the lab")
     }
+
+    /// Nodes of the Servers that are ready.
+    pub fn server_nodes(&self) -> Vec<String> {
+        let seen = self.observer.seen();
+        seen.ready("aerolink.dev/component", "server").iter().map(|p| p.node.clone()).collect()
+    }
 }
 
 /// The product's image archives, packed once.

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use aero_e2e::lab::Lab;
 use aero_e2e::scenario::moves::{self, Move, web_pods_on};
 use aero_e2e::scenario::{NAMESPACE, micros, talk};
 use anyhow::{Context as _, bail, ensure};
@@ -69,8 +70,7 @@ pub fn never_two_holders(context: &Context) -> anyhow::Result<()> {
 }
 
 /// What a Server leases, by its own account.
-fn leases(context: &Context, node: &str) -> anyhow::Result<Value> {
-    let lab = context.shared()?.lab();
+pub fn leases(lab: &Lab, node: &str) -> anyhow::Result<Value> {
     let text =
         lab.run(node, &["curl", "-s", "-m", "3", "http://127.0.0.1:9060/debug/neighbors"])?;
     serde_json::from_str(&text).with_context(|| format!("the Server on {node} said {text:?}"))
@@ -78,14 +78,11 @@ fn leases(context: &Context, node: &str) -> anyhow::Result<Value> {
 
 pub fn two_servers_agree(context: &Context) -> anyhow::Result<()> {
     let shared = context.shared()?;
-    let nodes: Vec<String> = {
-        let seen = shared.observer.seen();
-        seen.ready("aerolink.dev/component", "server").iter().map(|p| p.node.clone()).collect()
-    };
+    let nodes = shared.server_nodes();
     ensure!(nodes.len() == 2, "Servers on {nodes:?}");
     let mut tables = Vec::new();
     for node in &nodes {
-        let leases = leases(context, node)?;
+        let leases = leases(shared.lab(), node)?;
         let mut rows: Vec<String> = leases
             .as_array()
             .context("no list")?

@@ -5,10 +5,10 @@ use std::time::{Duration, Instant};
 
 use aero_e2e::lab::Lab;
 use anyhow::{Context as _, ensure};
-use serde_json::{Value, json};
+use serde_json::json;
 
-use super::cni::plugin;
-use super::{Context, Shared, faults};
+use super::cni::{config, env, plugin};
+use super::{Context, Shared, faults, moves};
 
 /// Where these pods run.
 const NODE: &str = "n2";
@@ -48,16 +48,11 @@ fn interfaces(lab: &Lab) -> anyhow::Result<BTreeSet<String>> {
 
 /// Leases of a prefix, at all Servers.
 fn leases(shared: &Shared, prefix: &str) -> anyhow::Result<usize> {
-    let nodes: Vec<String> = {
-        let seen = shared.observer.seen();
-        seen.ready("aerolink.dev/component", "server").iter().map(|p| p.node.clone()).collect()
-    };
+    let nodes = shared.server_nodes();
     let mut all = 0;
     for node in nodes {
-        let url = "http://127.0.0.1:9060/debug/neighbors";
-        let text = shared.lab().run(&node, &["curl", "-s", "-m", "3", url])?;
-        let list: Vec<Value> = serde_json::from_str(&text)?;
-        all += list.iter().filter(|l| l["acp"] == prefix).count();
+        let list = moves::leases(shared.lab(), &node)?;
+        all += list.as_array().into_iter().flatten().filter(|l| l["acp"] == prefix).count();
     }
     Ok(all)
 }
@@ -73,18 +68,6 @@ fn agent(lab: &Lab) -> anyhow::Result<String> {
     Ok(ids[0].to_string())
 }
 
-fn env(verb: &str, container: &str, netns: &str, pod: &str) -> String {
-    format!(
-        "CNI_COMMAND={verb} CNI_CONTAINERID={container} CNI_NETNS={netns} CNI_IFNAME=net1 \
-         CNI_PATH=/opt/cni/bin CNI_ARGS='K8S_POD_NAMESPACE=default;K8S_POD_NAME={pod}'"
-    )
-}
-
-fn config() -> String {
-    json!({"cniVersion": "1.0.0", "name": "by-hand", "type": "aero-cni", "socket": "/run/aero/agent.sock"})
-        .to_string()
-}
-
 /// The agent hangs, which is worse than if it were gone: its socket still takes requests.
 pub fn agent_away(context: &Context) -> anyhow::Result<()> {
     let shared = context.shared()?;
@@ -97,7 +80,7 @@ pub fn agent_away(context: &Context) -> anyhow::Result<()> {
     let agent = agent(lab)?;
     lab.run(NODE, &["kill", "-STOP", &agent])?;
     let outcome = (|| {
-        let (ok, out, took) = plugin(lab, NODE, &env("DEL", "other", "", "other"), &config())?;
+        let (ok, out, took) = plugin(lab, NODE, &env("DEL", "", "other"), &config("1.0.0"))?;
         ensure!(ok && took < DELAY, "DEL took {took:?}: {out}");
         let began = Instant::now();
         shared.cluster.kubectl(&["delete", "pod", "away", "--wait=false"])?;
