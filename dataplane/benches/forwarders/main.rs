@@ -51,7 +51,7 @@ fn args() -> anyhow::Result<Args> {
     let mut args = Args {
         rounds: ROUNDS,
         underlays: Underlay::ALL.to_vec(),
-        variants: Variant::ALL.to_vec(),
+        variants: Variant::TABLE.to_vec(),
         measures: Measure::ALL.to_vec(),
         only_moves: false,
         table: None,
@@ -71,6 +71,7 @@ fn args() -> anyhow::Result<Args> {
             }
             "--variants" => {
                 let names = value()?;
+                args.variants.extend(Variant::OTHERS);
                 args.variants.retain(|v| names.split(',').any(|n| n == v.label()));
             }
             "--measures" => {
@@ -138,7 +139,7 @@ fn main() -> anyhow::Result<()> {
         return Ok(());
     }
     let rows = report::rows(&samples);
-    if args.variants.len() < Variant::ALL.len() || args.measures.len() < Measure::ALL.len() {
+    if args.variants.len() < Variant::TABLE.len() || args.measures.len() < Measure::ALL.len() {
         println!("{}", report::table(&rows, args.rounds));
         return Ok(());
     }

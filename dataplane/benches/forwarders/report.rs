@@ -117,7 +117,8 @@ pub fn table(rows: &[Row], rounds: usize) -> String {
          turns, round by round: in user space, in eBPF with UDP tunnels, and in eBPF with IP-in-IP, \
          which agents use among themselves where probes show that it gets through. Each figure is the \
          median, in brackets its ratio to plain routing in the same round and the distance of \
-         the ratio's quartiles. Only the ratios say something about another machine.\n\n\
+         the ratio's quartiles. Only the ratios say something about another machine. Pods behind \
+         this project's forwarders have the MTU that agents give them, 1452 here.\n\n\
          `super`: the underlay passes super-packets whole (veth). `wire`: they are cut at the \
          sender and merged at the receiver where the kernel knows how, as on a wire.\n\n![ratios](bench.svg)\n",
     );

@@ -26,11 +26,15 @@ pub enum Variant {
     Ebpf,
     /// Tunnels without, as between agents whose probes get through.
     IpInIp,
+    /// The same over an IPv6 underlay.
+    IpInIpv6,
 }
 
 impl Variant {
-    pub const ALL: [Self; 6] =
+    /// What the table has; the others are for a look by their names.
+    pub const TABLE: [Self; 6] =
         [Self::Plain, Self::Vxlan, Self::Wireguard, Self::Userspace, Self::Ebpf, Self::IpInIp];
+    pub const OTHERS: [Self; 1] = [Self::IpInIpv6];
 
     pub fn label(self) -> &'static str {
         match self {
@@ -40,16 +44,34 @@ impl Variant {
             Self::Wireguard => "wireguard-go",
             Self::Ebpf => "ebpf-udp",
             Self::IpInIp => "ebpf-ipip",
+            Self::IpInIpv6 => "ebpf-ipip6",
         }
     }
 
-    /// Bytes that it adds over IPv4.
-    fn overhead(self) -> u16 {
+    /// MTU of its pods.
+    fn inner_mtu(self) -> u16 {
         match self {
-            Self::Plain => 0,
-            Self::Vxlan => 50,
-            Self::Wireguard => 80,
-            Self::Userspace | Self::Ebpf | Self::IpInIp => 28,
+            Self::Plain => MTU,
+            Self::Vxlan => MTU - 50,
+            Self::Wireguard => MTU - 80,
+            // What agents give their pods, whichever address family carries them.
+            _ => aero_dataplane::interface_mtu(MTU),
+        }
+    }
+
+    fn is_ip_in_ip(self) -> bool {
+        matches!(self, Self::IpInIp | Self::IpInIpv6)
+    }
+
+    /// Whose forwarders are this project's.
+    fn is_ours(self) -> bool {
+        matches!(self, Self::Userspace | Self::Ebpf | Self::IpInIp | Self::IpInIpv6)
+    }
+
+    fn node_address(self, n: usize) -> IpAddr {
+        match self {
+            Self::IpInIpv6 => format!("fd99::{}", n + 1).parse().unwrap(),
+            _ => IpAddr::from([192, 0, 2, u8::try_from(n + 1).unwrap()]),
         }
     }
 }
@@ -105,16 +127,12 @@ pub fn pod_address(n: usize) -> String {
     format!("fd00:0:0:{}::1", n + 1)
 }
 
-fn node_address(n: usize) -> IpAddr {
-    IpAddr::from([192, 0, 2, u8::try_from(n + 1).unwrap()])
-}
-
 impl Path {
     pub fn new(variant: Variant, underlay: Underlay) -> anyhow::Result<Self> {
         let name = |what: &str, n: usize| format!("{}{what}{n}", variant as usize);
         let nodes = [Netns::new(&name("n", 1))?, Netns::new(&name("n", 2))?];
         let pods = [Netns::new(&name("p", 1))?, Netns::new(&name("p", 2))?];
-        let inner = MTU - variant.overhead();
+        let inner = variant.inner_mtu();
         let two = "numrxqueues 2 numtxqueues 2";
         nodes[0].ip(&format!(
             "link add u0 mtu {MTU} {two} type veth peer name u0 mtu {MTU} {two} netns {}",
@@ -143,11 +161,11 @@ impl Path {
                     node.ip(&format!("route add {far} via fd99::{other} dev u0"))?;
                 }
                 Variant::Vxlan => vxlan(node, own, other, inner, &far)?,
-                Variant::Wireguard | Variant::Userspace | Variant::Ebpf | Variant::IpInIp => {}
+                _ => {}
             }
         }
         let mut running = Vec::new();
-        if matches!(variant, Variant::Userspace | Variant::Ebpf | Variant::IpInIp) {
+        if variant.is_ours() {
             for (n, node) in nodes.iter().enumerate() {
                 running.push(forward(node, n, variant, inner)?);
             }
@@ -210,7 +228,7 @@ fn forward(node: &Netns, n: usize, variant: Variant, mtu: u16) -> anyhow::Result
         let mut builder = tokio::runtime::Builder::new_multi_thread();
         let runtime = builder.worker_threads(2).enable_all().build()?;
         let guard = runtime.enter();
-        let sockets = Arc::new(underlay::Underlay::bind(&[node_address(n)], PORT)?);
+        let sockets = Arc::new(underlay::Underlay::bind(&[variant.node_address(n)], PORT)?);
         let device = tun::open("aero0", mtu)?;
         node.ip("link set aero0 addrgenmode none multicast off up")?;
         let far = format!("fd00:0:0:{}::/64", 2 - n);
@@ -221,7 +239,7 @@ fn forward(node: &Netns, n: usize, variant: Variant, mtu: u16) -> anyhow::Result
             let options = Options {
                 root: "/sys/fs/bpf/aero".into(),
                 name: format!("{}-{n}", variant.label()),
-                addresses: vec![node_address(n)],
+                addresses: vec![variant.node_address(n)],
                 port: PORT,
                 device: Some("aero0".into()),
                 mtu,
@@ -237,7 +255,7 @@ fn forward(node: &Netns, n: usize, variant: Variant, mtu: u16) -> anyhow::Result
             Some(ebpf) => ebpf.as_ref(),
             None => userspace.as_ref(),
         };
-        let peer = LinkLayerAddress::new(node_address(1 - n), PORT);
+        let peer = LinkLayerAddress::new(variant.node_address(1 - n), PORT);
         let route = |prefix: &str, to| Change::SetRoute {
             prefix: prefix.parse().unwrap(),
             route: Route { to, transit: false, until: None },
@@ -253,7 +271,7 @@ fn forward(node: &Netns, n: usize, variant: Variant, mtu: u16) -> anyhow::Result
             node_mac: NODE_MAC,
         });
         if let Some(ebpf) = &ebpf
-            && variant == Variant::IpInIp
+            && variant.is_ip_in_ip()
         {
             let until = Instant::now() + Duration::from_secs(3600);
             let (source, destination) = (own.parse()?, far.parse()?);

@@ -7,6 +7,7 @@
 //! are no engines here: the changes come from the bench, each a millisecond after the one before,
 //! which is about what a message takes.
 
+use std::io::IoSliceMut;
 use std::net::UdpSocket;
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
@@ -23,6 +24,7 @@ use aero_protocol::tunnel::ip_in_ip::Proof;
 use anyhow::ensure;
 use ipnet::IpNet;
 use nix::sched::{CpuSet, sched_setaffinity};
+use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg, setsockopt, sockopt};
 use nix::unistd::Pid;
 use serde::Serialize;
 
@@ -33,6 +35,8 @@ const EVERY: Duration = Duration::from_millis(60);
 /// As in the protocol's profile.
 const FORWARD_TIME: Duration = Duration::from_secs(5);
 const PORT: u16 = 8061;
+/// A packet's number and when it was sent.
+const PACKET: usize = 16;
 const SENDER: &str = "2001:d00:0:1";
 const RECEIVER: &str = "2001:d00:0:9";
 
@@ -54,7 +58,8 @@ pub struct Move {
     pub duplicated: u64,
     pub reordered: u64,
     /// Longest time without a packet from when the new node was attached to the next move, in
-    /// microseconds.
+    /// microseconds: between two arrivals in the receiver's kernel, less what the sender paused
+    /// between the two (both threads share two processors with what makes the move).
     pub gap_us: u64,
 }
 
@@ -139,20 +144,51 @@ struct Arrived {
     duplicated: Vec<u64>,
 }
 
+/// When a packet was sent, and when the receiver's kernel had it. Two clocks: only differences of
+/// each are of use.
+#[derive(Clone, Copy)]
+struct Times {
+    sent: Duration,
+    arrived: Duration,
+}
+
+impl Times {
+    /// What the way has added to the time between two packets, in microseconds.
+    fn added_since(self, last: Self) -> u64 {
+        let between = self.arrived.saturating_sub(last.arrived);
+        let paused = self.sent.saturating_sub(last.sent);
+        u64::try_from(between.saturating_sub(paused).as_micros()).unwrap_or(u64::MAX)
+    }
+}
+
+/// A packet's number and its times.
+fn receive(socket: &UdpSocket) -> Option<(u64, Times)> {
+    let mut buffer = [0; PACKET];
+    let mut control = nix::cmsg_space!(nix::sys::time::TimeSpec);
+    let mut parts = [IoSliceMut::new(&mut buffer)];
+    let message =
+        recvmsg::<()>(socket.as_raw_fd(), &mut parts, Some(&mut control), MsgFlags::empty())
+            .ok()?;
+    let arrived = message.cmsgs().ok()?.find_map(|c| match c {
+        ControlMessageOwned::ScmTimestampns(at) => Some(Duration::from(at)),
+        _ => None,
+    })?;
+    let word = |n: usize| Some(u64::from_be_bytes(buffer.get(n * 8..n * 8 + 8)?.try_into().ok()?));
+    Some((word(0)?, Times { sent: Duration::from_nanos(word(1)?), arrived }))
+}
+
 impl Receiving {
     fn receive(&self, socket: &UdpSocket) -> Arrived {
         pin(1);
         let mut all =
             Arrived { seen: vec![0; 1 << 20], reordered: Vec::new(), duplicated: Vec::new() };
-        let mut buffer = [0; 64];
-        let mut last = Instant::now();
+        let mut last = None;
         while !self.stop.load(Ordering::Relaxed) {
-            let Ok(8) = socket.recv(&mut buffer) else { continue };
-            let now = Instant::now();
-            let gap = u64::try_from((now - last).as_micros()).unwrap_or(u64::MAX);
-            self.gap_us.fetch_max(gap, Ordering::Relaxed);
-            last = now;
-            let number = u64::from_be_bytes(buffer[..8].try_into().unwrap());
+            let Some((number, times)) = receive(socket) else { continue };
+            if let Some(last) = last {
+                self.gap_us.fetch_max(times.added_since(last), Ordering::Relaxed);
+            }
+            last = Some(times);
             let (place, bit) = (usize::try_from(number / 64).unwrap(), 1u64 << (number % 64));
             if all.seen[place] & bit != 0 {
                 all.duplicated.push(number);
@@ -202,7 +238,11 @@ fn send(socket: &UdpSocket, rate: u32, sent: &AtomicU64, stop: &AtomicBool) {
                 std::hint::spin_loop();
                 break;
             }
-            if socket.send(&number.to_be_bytes()).is_ok() {
+            let at = u64::try_from(start.elapsed().as_nanos()).unwrap_or(u64::MAX);
+            let mut packet = [0; PACKET];
+            packet[..8].copy_from_slice(&number.to_be_bytes());
+            packet[8..].copy_from_slice(&at.to_be_bytes());
+            if socket.send(&packet).is_ok() {
                 number += 1;
                 sent.store(number, Ordering::Release);
             }
@@ -276,6 +316,7 @@ pub fn measure(load: Load) -> anyhow::Result<Vec<Move>> {
     let at = receiver.inside(|| UdpSocket::bind(format!("[{RECEIVER}::1]:7004")))?;
     at.set_read_timeout(Some(Duration::from_millis(50)))?;
     large_buffer(&at)?;
+    setsockopt(&at, sockopt::ReceiveTimestampns, &true)?;
     let from = nodes[0].pod.inside(|| UdpSocket::bind(format!("[{SENDER}::1]:0")))?;
     from.connect(format!("[{RECEIVER}::1]:7004"))?;
     let (receiving, sent, stop) = (Receiving::default(), AtomicU64::new(0), AtomicBool::new(false));
