@@ -6,10 +6,13 @@ cd "$(dirname "$0")/.."
 out=$(mktemp -d)
 trap 'rm -rf "$out"' EXIT
 export AERO_BGP_OUT="$out"
-cargo build -q --locked -p aero-node-agent
-cargo test -q --locked -p aero-e2e --test interop -- bgp::failures bgp::cuts bgp::moves --test-threads 1 --nocapture
+# As they are shipped; the target is named so that what the images were built from is used again.
+built="--locked --release --target $(rustc -vV | sed -n 's/^host: //p')"
+cargo build -q $built -p aero-node-agent
+interop() { cargo test -q $built -p aero-e2e --test interop -- "$@" --nocapture; }
+interop bgp::failures bgp::cuts bgp::moves --test-threads 1
 AERO_BGP_PEERS=${PEERS:-100} AERO_BGP_ROUTES=${ROUTES:-10000} AERO_BGP_CHURN=${CHURN:-60} \
-    cargo test -q --locked -p aero-e2e --test interop -- bgp::size --nocapture
+    interop bgp::size
 mkdir -p target/results
 {
     printf '{"macro_moves": %s, "recovery_ms": {' "$(cat "$out/macro_moves" 2>/dev/null || echo null)"
