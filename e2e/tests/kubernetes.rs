@@ -9,7 +9,9 @@ mod cases;
 
 use std::path::PathBuf;
 
-use cases::{Context, api, cli, cni, direct, lab, moves, pods, relays, services, underlay};
+use cases::{
+    Context, api, cli, cni, direct, lab, moves, pods, relays, services, underlay, upgrade,
+};
 use libtest_mimic::{Arguments, Failed, Trial};
 
 type Case = fn(&Context) -> anyhow::Result<()>;
@@ -25,6 +27,10 @@ const LAB: &[(&str, Case)] = &[
     ("a_pod_that_is_not_enrolled_keeps_its_primary_network_untouched", moves::not_enrolled),
     ("bad_input_to_the_plugin_gets_the_specifications_error_codes", cni::error_codes),
     ("the_end_of_a_pod_does_not_wait_for_an_agent_that_hangs", pods::agent_away),
+    (
+        "a_start_that_is_tried_a_hundred_times_ends_with_one_prefix_and_one_interface",
+        pods::half_way,
+    ),
     ("ninety_pods_start_at_once", pods::burst),
     ("cnitool_drives_the_plugin_as_a_sole_delegate", cni::cnitool),
     ("services_work_from_and_to_enrolled_pods_in_both_modes_of_kube_proxy", services::both_modes),
@@ -45,6 +51,7 @@ const LAB: &[(&str, Case)] = &[
     ("a_pod_of_a_node_that_lost_power_keeps_its_prefix_on_another", moves::power_off),
     ("at_no_time_did_two_pods_hold_one_prefix", moves::never_two_holders),
     ("kubectl_aero_names_the_part_that_fails_and_what_to_do", cli::names_what_fails),
+    ("an_upgrade_and_a_rollback_keep_the_cni_configuration_and_the_traffic", upgrade::upgrade),
     ("an_uninstall_leaves_nothing_on_any_node_and_keeps_what_is_the_users", lab::uninstall),
     ("on_an_ipv4_underlay_a_moved_pod_keeps_its_prefix_and_is_reached", underlay::ipv4),
     ("on_an_ipv6_underlay_a_moved_pod_keeps_its_prefix_and_is_reached", underlay::ipv6),

@@ -31,8 +31,13 @@ pub fn config(version: &str) -> String {
 }
 
 pub fn env(verb: &str, netns: &str, pod: &str) -> String {
+    env_of(CONTAINER, verb, netns, pod)
+}
+
+/// The environment of the plugin for a container.
+pub fn env_of(container: &str, verb: &str, netns: &str, pod: &str) -> String {
     format!(
-        "CNI_COMMAND={verb} CNI_CONTAINERID={CONTAINER} CNI_NETNS={netns} CNI_IFNAME=net1 \
+        "CNI_COMMAND={verb} CNI_CONTAINERID={container} CNI_NETNS={netns} CNI_IFNAME=net1 \
          CNI_PATH=/opt/cni/bin CNI_ARGS='K8S_POD_NAMESPACE=default;K8S_POD_NAME={pod}'"
     )
 }
@@ -159,7 +164,8 @@ fn watching_again(context: &Context) -> anyhow::Result<()> {
     shared.cluster.kubectl(&["delete", "pod", "fresh", "--wait=false"]).map(drop)
 }
 
-fn first_web(context: &Context) -> anyhow::Result<String> {
+/// Stable address of the first web pod.
+pub fn first_web(context: &Context) -> anyhow::Result<String> {
     let seen = context.shared()?.observer.seen();
     let pod = seen.pod("default/web-0").context("web-0 is gone")?;
     Ok(talk::stable_address(pod.prefix.as_deref().unwrap_or_default()))

@@ -11,6 +11,7 @@ pub mod pods;
 pub mod relays;
 pub mod services;
 pub mod underlay;
+pub mod upgrade;
 
 use std::path::PathBuf;
 use std::sync::{Mutex, OnceLock};

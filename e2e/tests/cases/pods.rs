@@ -4,16 +4,21 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use aero_e2e::lab::Lab;
+use aero_e2e::scenario::{NAMESPACE, talk};
 use anyhow::{Context as _, ensure};
-use serde_json::json;
+use serde_json::{Value, json};
 
-use super::cni::{config, env, plugin};
+use super::cni::{config, env, env_of, first_web, plugin};
 use super::{Context, Shared, faults, moves};
 
 /// Where these pods run.
 const NODE: &str = "n2";
 /// What may hold up the end of a pod whose node's agent is away.
 const DELAY: Duration = Duration::from_secs(5);
+/// Tries of a pod's start.
+const TRIES: usize = 100;
+/// An address has to be of use at once: there is nobody else who could have it.
+const USABLE: Duration = Duration::from_millis(100);
 /// Pods that start at once; each node takes 110.
 const BURST: usize = 90;
 
@@ -111,6 +116,83 @@ pub fn agent_away(context: &Context) -> anyhow::Result<()> {
     context.note(format!("F07: {figure}"));
     let test = "the_end_of_a_pod_does_not_wait_for_an_agent_that_hangs";
     faults::shown(test, &["F07"], figure);
+    Ok(())
+}
+
+/// What is on the node of these pods, for the report of a failure.
+fn on_node(shared: &Shared) -> String {
+    let look = "ls /var/lib/aero/attachments /var/lib/aero/cni-del /run/netns; ip -o link";
+    let node = shared.lab().run(NODE, &["sh", "-c", &format!("{look}; true")]);
+    let field = format!("spec.nodeName={NODE}");
+    let label = "app.kubernetes.io/name=aero-agent";
+    let agent = ["-n", NAMESPACE, "get", "pods", "-l", label, "-o", "name", "--field-selector"];
+    let log = shared.cluster.kubectl(&[&agent[..], &[&field]].concat()).and_then(|name| {
+        shared.cluster.kubectl(&["-n", NAMESPACE, "logs", name.trim(), "--tail=40"])
+    });
+    format!("{}\n{}", node.unwrap_or_default(), log.unwrap_or_default())
+}
+
+/// Each try is a new sandbox, half of them are ended half-way, and nobody cleans up.
+pub fn half_way(context: &Context) -> anyhow::Result<()> {
+    let shared = context.shared()?;
+    let lab = shared.lab();
+    let before = interfaces(lab)?;
+    let prefix = start(shared, "tried")?;
+    let address = talk::stable_address(&prefix);
+    // One script: the tries are to follow each other closely, and to be cut at all times.
+    let input = config("1.0.0");
+    let add = env_of("try$i", "ADD", "/run/netns/try$i", "tried");
+    let script = format!(
+        "for i in $(seq 1 {TRIES}); do ip netns add try$i; \
+         [ $((i % 2)) = 0 ] && cut=\"timeout -s KILL 0.0$((i % 9))5\" || cut=; \
+         printf '%s' '{input}' | env -i {add} $cut /opt/cni/bin/aero-cni >/run/try.out 2>&1 && echo $i; done; true",
+    );
+    let done = lab.run(NODE, &["sh", "-c", &script])?;
+    let outcome = (|| {
+        let done: Vec<usize> = done.split_whitespace().filter_map(|w| w.parse().ok()).collect();
+        ensure!(done.len() >= TRIES / 2, "only {done:?} of {TRIES} tries got to their end");
+        let last = format!("try{TRIES}");
+        let netns = format!("/run/netns/{last}");
+        let (ok, out, _) = plugin(lab, NODE, &env_of(&last, "ADD", &netns, "tried"), &input)?;
+        ensure!(ok, "the last try: {out}");
+        let ready = Instant::now();
+        let target = first_web(context)?;
+        let ping =
+            ["ip", "netns", "exec", &last, "busybox", "ping", "-6", "-c", "1", "-W", "2", &target];
+        lab.run(NODE, &ping)?;
+        let usable = ready.elapsed();
+        let now = &interfaces(lab)? - &before;
+        ensure!(now.len() == 1, "interfaces: {now:?}");
+        let mappings = shared.cluster.kubectl(&["get", "acp", "-o", "json"])?;
+        let mappings: Value = serde_json::from_str(&mappings)?;
+        let ours = mappings["items"].as_array().into_iter().flatten();
+        let ours = ours.filter(|m| m["spec"]["clientRef"]["name"] == "tried").count();
+        ensure!(ours == 1, "{ours} mappings");
+        let held = leases(shared, &prefix)?;
+        ensure!(held <= 2, "{held} leases of {prefix} at two Servers");
+        let addresses = lab.run(NODE, &["ip", "-n", &last, "-6", "addr", "show", "net1"])?;
+        ensure!(addresses.contains(&address) && !addresses.contains("tentative"), "{addresses}");
+        Ok((done.len(), usable))
+    })();
+    let outcome = outcome.with_context(|| on_node(shared));
+    let clean = format!(
+        "for i in $(seq 1 {TRIES}); do ip netns del try$i 2>/dev/null; done; rm -f /run/try.out; true"
+    );
+    lab.run(NODE, &["sh", "-c", &clean])?;
+    let (done, usable) = outcome?;
+    shared.cluster.kubectl(&["delete", "pod/tried", "aeroclient/tried"])?;
+    shared
+        .cluster
+        .wait_until("nothing is left of it", Duration::from_secs(60), || {
+            Ok(interfaces(lab)?.is_subset(&before) && leases(shared, &prefix)? == 0)
+        })
+        .with_context(|| on_node(shared))?;
+    let test = "a_start_that_is_tried_a_hundred_times_ends_with_one_prefix_and_one_interface";
+    let figure = format!("{TRIES} sandboxes, {done} got their ADD: one mapping, one interface");
+    context.note(format!("F09: {figure}; first answer {} ms after ADD", usable.as_millis()));
+    faults::shown(test, &["F09", "F10"], figure);
+    // With the plugin's and ping's own start in it, on a machine that has other things to do.
+    ensure!(usable < 10 * USABLE, "the address was of use after {usable:?}");
     Ok(())
 }
 

@@ -166,11 +166,6 @@ async fn interfaces(
     // The peer is made in this namespace under a name that cannot clash, then moved and renamed.
     let passing = format!("{}p", spec.host_ifname);
     host.delete_link(&passing).await.map_err(doing("removing a half-made pair"))?;
-    let no_autoconf = || {
-        LinkAttribute::AfSpecUnspec(vec![AfSpecUnspec::Inet6(vec![AfSpecInet6::AddrGenMode(
-            In6AddrGenMode::None,
-        )])])
-    };
     let veth =
         LinkVeth::new(&spec.host_ifname, &passing).mtu(spec.mtu).address(HOST_MAC.to_vec()).build();
     host.handle.link().add(veth).execute().await.map_err(doing("making the pair of interfaces"))?;
@@ -181,13 +176,7 @@ async fn interfaces(
     let host_index =
         index(host.link(&spec.host_ifname).await.map_err(doing("finding the host interface"))?)?;
     let peer = index(host.link(&passing).await.map_err(doing("finding the pod's interface"))?)?;
-    let change = |index, attribute| {
-        LinkUnspec::new_with_index(index).append_extra_attribute(attribute).build()
-    };
-    for i in [host_index, peer] {
-        let outcome = host.handle.link().change(change(i, no_autoconf())).execute().await;
-        outcome.map_err(doing("turning address generation off"))?;
-    }
+    quiet(host, host_index).await?;
     let file = std::fs::File::open(&spec.netns).map_err(|source| AttachError::Namespace {
         path: spec.netns.display().to_string(),
         source,
@@ -210,6 +199,8 @@ async fn interfaces(
 
 async fn pod_side(pod: &Netns, index: u32, spec: &AttachSpec) -> Result<(), AttachError> {
     let address = spec.address();
+    // Here, since an interface forgets this on its way into another namespace.
+    quiet(pod, index).await?;
     pod.up(index).await.map_err(doing("bringing the pod's interface up"))?;
     add_address(pod, index, POD, 64).await?;
     add_address(pod, index, address, 128).await?;
@@ -331,6 +322,17 @@ pub async fn link_local_device(device: &str, address: Ipv6Addr) -> Result<(), At
     add_address(&host, index, address, 64).await
 }
 
+/// Keeps the kernel from giving an interface addresses of its own when it comes up, which would wait
+/// for duplicate address detection.
+async fn quiet(netns: &Netns, index: u32) -> Result<(), AttachError> {
+    let none = AfSpecInet6::AddrGenMode(In6AddrGenMode::None);
+    let link = LinkUnspec::new_with_index(index)
+        .append_extra_attribute(LinkAttribute::AfSpecUnspec(vec![AfSpecUnspec::Inet6(vec![none])]))
+        .build();
+    let outcome = netns.handle.link().change(link).execute().await;
+    outcome.map_err(doing("turning address generation off"))
+}
+
 /// An interface that is up and generates no addresses; its index.
 async fn quiet_up(host: &Netns, device: &str) -> Result<u32, AttachError> {
     let found = host.link(device).await.map_err(doing("looking for the AERO interface"))?;
@@ -338,13 +340,7 @@ async fn quiet_up(host: &Netns, device: &str) -> Result<u32, AttachError> {
         Some(link) => link.header.index,
         None => return Err(AttachError::Missing(format!("there is no interface {device}"))),
     };
-    let quiet = LinkUnspec::new_with_index(index)
-        .append_extra_attribute(LinkAttribute::AfSpecUnspec(vec![AfSpecUnspec::Inet6(vec![
-            AfSpecInet6::AddrGenMode(In6AddrGenMode::None),
-        ])]))
-        .build();
-    let outcome = host.handle.link().change(quiet).execute().await;
-    outcome.map_err(doing("turning address generation off on the AERO interface"))?;
+    quiet(host, index).await?;
     host.up(index).await.map_err(doing("bringing the AERO interface up"))?;
     Ok(index)
 }
