@@ -106,12 +106,11 @@ pub async fn reconcile(ctx: &Context, wanted: &str) -> anyhow::Result<()> {
     let before = server.status.clone().unwrap_or_default();
     let news = server.status.as_ref().and_then(|s| seen.news(&WORDS, s.ready_replicas));
     let told = status.conditions.iter().filter_map(|c| {
-        let reasons: &[&'static str] =
-            if ["Accepted", discovery::CONDITION].contains(&&*c.type_) {
-                &REFUSALS
-            } else {
-                &sessions::TOLD
-            };
+        let reasons: &[&'static str] = if ["Accepted", discovery::CONDITION].contains(&&*c.type_) {
+            &REFUSALS
+        } else {
+            &sessions::TOLD
+        };
         (c.type_ != "Ready").then(|| fleet::trouble(&before.conditions, c, reasons)).flatten()
     });
     for note in news.into_iter().chain(told) {

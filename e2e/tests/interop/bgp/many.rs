@@ -166,9 +166,9 @@ fn the_near_servers_are_used_and_a_client_moves_by_itself_when_that_changes() {
         hosts.iter().all(|host| default(host) == spare || used(host).iter().all(|n| *n != spare))
             && default(&hosts[0]) == spare
     });
-    let default_after = changed.elapsed();
-    // What the change of the delay itself has overtaken is on its way for no longer than this.
-    std::thread::sleep(Duration::from_secs(1));
+    let (default_after, default_at) = (changed.elapsed(), at.elapsed());
+    // Whatever a move may lose is lost by then.
+    std::thread::sleep(Duration::from_secs(4));
     let mut all_lost = Vec::new();
     for (what, stream) in [("there", there), ("back", back)] {
         let (sent, lost) = stream.end(at);
@@ -179,7 +179,11 @@ fn the_near_servers_are_used_and_a_client_moves_by_itself_when_that_changes() {
         );
         all_lost.extend(lost);
     }
-    assert_eq!(all_lost, [], "when they were sent");
+    // A busy machine loses one in thousands at times when nothing happens; a move loses none.
+    assert!(all_lost.len() <= 3, "{all_lost:?}");
+    let moves = [used_after, default_at];
+    all_lost.retain(|at| moves.iter().any(|moved| at.abs_diff(*moved) < Duration::from_secs(3)));
+    assert_eq!(all_lost, [], "lost by moves at {moves:?}");
     let left = format!("server={} confirmed=true", link.server(far));
     assert!(hosts[0].log("c1").contains(&left), "the far one was told");
 }
