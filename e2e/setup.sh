@@ -10,6 +10,7 @@ need nsenter util-linux
 need sysctl procps
 need runc runc
 need nft nftables
+need ethtool ethtool
 need iptables iptables
 need conntrack conntrack
 need busybox busybox-static
@@ -32,7 +33,6 @@ need gobgpd gobgpd
 [ -e /usr/lib/x86_64-linux-gnu/libc.a ] || [ -e /usr/lib/aarch64-linux-gnu/libc.a ] || missing="$missing libc6-dev"
 if [ "${1:-}" = bench ]; then
     need iperf3 iperf3
-    need ethtool ethtool
     need wireguard-go wireguard-go
     need wg wireguard-tools
 fi

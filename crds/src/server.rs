@@ -57,6 +57,12 @@ pub struct AeroServerSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 4_294_967_294_i64))]
     pub asn: Option<i64>,
+    /// A domain in which external-dns is to publish the Servers of the link, as
+    /// linkupnetworks.DOMAIN: where Clients outside the cluster find them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 237))]
+    #[x_kube(validation = Rule::new("self.matches('^([a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?[.])*[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?[.]?$')").message("discoveryDomain is a DNS domain, such as example.com"))]
+    pub discovery_domain: Option<String>,
 }
 
 impl AeroServerSpec {

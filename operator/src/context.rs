@@ -194,6 +194,10 @@ impl Context {
         // What one of them asks for, others of its link may not have.
         feed(&ctx, Api::all(client.clone()), all(), server_writer, |c, s: &AeroServer| {
             c.part_changed(&s.spec.link_ref.name);
+            // And the discovery name, that links of one namespace share, may be another's now.
+            for server in c.servers.state() {
+                c.server_queue.mark(key(&*server));
+            }
         });
         feed(&ctx, Api::all(client.clone()), all(), relay_writer, |c, r: &AeroRelay| {
             c.part_changed(&r.spec.link_ref.name);

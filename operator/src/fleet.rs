@@ -165,7 +165,11 @@ fn idle(pods: &[std::sync::Arc<Pod>]) -> Vec<(String, bool)> {
         .collect()
 }
 
-async fn apply<K>(ctx: &Context, manager: &str, name: &str, object: Value) -> anyhow::Result<()>
+/// Writes an object of the operator's namespace as this operator wants it.
+///
+/// # Errors
+/// If the API server refuses.
+pub async fn apply<K>(ctx: &Context, manager: &str, name: &str, object: Value) -> anyhow::Result<()>
 where
     K: Resource<Scope = k8s_openapi::NamespaceResourceScope> + Clone + DeserializeOwned,
     K: std::fmt::Debug,

@@ -111,6 +111,13 @@ impl<K: Ord + Clone> Timers<K> {
         self.by_key.insert(key, at);
     }
 
+    /// Arms `key`, unless it is armed.
+    pub fn set_if_idle(&mut self, key: K, at: Instant) {
+        if !self.by_key.contains_key(&key) {
+            self.set(key, at);
+        }
+    }
+
     /// Disarms `key`.
     pub fn cancel(&mut self, key: &K) {
         if let Some(at) = self.by_key.remove(key) {

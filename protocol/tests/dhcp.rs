@@ -100,7 +100,9 @@ fn whoever_asks_for_the_vendor_option_is_told_the_service_prefixes_and_its_own_a
     solicit.aero.push(AeroOption::LinkRequest { link_id: 3, preference: 3 });
     let reply = ask(&mut link, node_address(21), &solicit).unwrap();
     let asps = vec!["2001:db8::/32".parse().unwrap()];
-    assert_eq!(reply.aero, [AeroOption::LinkReply { link_id: 3, address: node_address(21), asps }]);
+    let link_reply = AeroOption::LinkReply { link_id: 3, address: node_address(21), asps };
+    let serving = AeroOption::Serving { joined: false, preference: 250 };
+    assert_eq!(reply.aero, [link_reply, serving]);
     solicit.requested.clear();
     assert!(ask(&mut link, node_address(21), &solicit).unwrap().aero.is_empty());
 }
@@ -220,6 +222,13 @@ fn an_information_request_is_answered_without_any_association() {
     let reply = ask(&mut link, node_address(66), &m).unwrap();
     assert_eq!(reply.kind, Kind::Reply);
     assert!(reply.ia_pd.is_empty() && reply.server.is_some());
+    // Nobody need say who he is, and the answer is no longer than the question.
+    m.client = None;
+    m.requested = vec![OPTION_VENDOR_OPTS];
+    m.aero = vec![AeroOption::Padding(160)];
+    let reply = ask(&mut link, node_address(66), &m).unwrap();
+    assert!(reply.client.is_none());
+    assert_eq!(reply.aero.last(), Some(&AeroOption::Serving { joined: false, preference: 250 }));
 }
 
 #[test]

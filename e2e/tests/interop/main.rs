@@ -23,5 +23,6 @@ mod paths;
 mod security;
 mod server;
 mod servers;
+mod slow;
 mod stock;
 mod tester;

@@ -75,6 +75,18 @@ impl Net {
         net
     }
 
+    /// Runs `f` in a thread of the bridge's namespace: sockets made there stay there.
+    pub fn in_fabric<T: Send>(&self, f: impl FnOnce() -> T + Send) -> T {
+        inside(&self.scoped("fab"), f)
+    }
+
+    /// `ip ARGUMENTS` at the bridge.
+    pub fn ip(&self, arguments: &str) -> String {
+        let (fabric, words) =
+            (self.scoped("fab"), arguments.split_whitespace().collect::<Vec<_>>());
+        run("ip", &[&["-n", &fabric], &words[..]].concat())
+    }
+
     fn scoped(&self, host: &str) -> String {
         format!("{}{host}", self.scope)
     }
@@ -231,14 +243,7 @@ impl<'a> Host<'a> {
 
     /// Runs `f` in a thread of this host's namespace: sockets made there stay there.
     pub fn inside<T: Send>(&self, f: impl FnOnce() -> T + Send) -> T {
-        let file = File::open(Path::new("/run/netns").join(&self.netns)).unwrap();
-        std::thread::scope(|scope| {
-            let thread = scope.spawn(move || {
-                nix::sched::setns(file, nix::sched::CloneFlags::CLONE_NEWNET).unwrap();
-                f()
-            });
-            thread.join().unwrap()
-        })
+        inside(&self.netns, f)
     }
 
     /// A UDP socket on this host.
@@ -247,6 +252,17 @@ impl<'a> Host<'a> {
         self.inside(|| UdpSocket::bind(address))
             .unwrap_or_else(|e| panic!("{address} on {}: {e}", self.name))
     }
+}
+
+fn inside<T: Send>(netns: &str, f: impl FnOnce() -> T + Send) -> T {
+    let file = File::open(Path::new("/run/netns").join(netns)).unwrap();
+    std::thread::scope(|scope| {
+        let thread = scope.spawn(move || {
+            nix::sched::setns(file, nix::sched::CloneFlags::CLONE_NEWNET).unwrap();
+            f()
+        });
+        thread.join().unwrap()
+    })
 }
 
 /// Starts the real Server on a host, and waits until it has read its table.

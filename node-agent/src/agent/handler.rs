@@ -74,7 +74,8 @@ fn io_error(e: &AttachError) -> CniError {
 
 impl Agent {
     async fn add(&self, request: &Request) -> Result<Option<Attachment>, CniError> {
-        let deadline = Instant::now() + ADD_TIME;
+        let began = Instant::now();
+        let deadline = began + ADD_TIME;
         let arg = |name: &str| request.args.get(name).filter(|v| !v.is_empty()).cloned();
         let (Some(namespace), Some(name)) = (arg("K8S_POD_NAMESPACE"), arg("K8S_POD_NAME")) else {
             return Err(CniError::new(
@@ -90,6 +91,7 @@ impl Agent {
         let pod = self.wait_for_pod(&namespace, &name, uid.as_deref(), deadline).await?;
         let assigned = self.assignment_of(&namespace, &name, &pod, deadline).await?;
         let Some(assignment) = assigned else { return Ok(None) };
+        let told = Instant::now();
         let spec = AttachSpec {
             host_ifname: host_ifname(&request.container_id, &interface_name(request)),
             netns: request.netns.clone().into(),
@@ -125,8 +127,10 @@ impl Agent {
         self.journal
             .put(record.clone())
             .map_err(|e| CniError::new(code::IO_FAILURE, format!("the journal: {e}")))?;
-        let (interfaces, lease) =
-            tokio::join!(attach::attach(&record.spec), self.associate(&assignment, deadline));
+        let ((interfaces, made), (lease, leased)) = tokio::join!(
+            timed(attach::attach(&record.spec)),
+            timed(self.associate(&assignment, deadline))
+        );
         if let Err(e) = interfaces.as_ref().map_err(io_error).and(lease) {
             self.drop_attachment(&record, true).await?;
             return Err(e);
@@ -138,6 +142,9 @@ impl Agent {
             identity = assignment.identity,
             prefix = %assignment.prefix,
             epoch = assignment.epoch,
+            operator = ?told - began,
+            interfaces = ?made,
+            servers = ?leased,
             "attached"
         );
         Ok(Some(describe(&record.spec)))
@@ -382,6 +389,12 @@ impl Agent {
         }
         Ok(Done::default())
     }
+}
+
+/// What comes of a future, and how long that takes.
+async fn timed<T>(future: impl Future<Output = T>) -> (T, Duration) {
+    let began = Instant::now();
+    (future.await, began.elapsed())
 }
 
 fn network_of(config: &Value) -> String {

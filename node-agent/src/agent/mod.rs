@@ -47,6 +47,8 @@ use watch::Watches;
 
 /// Control packets that wait for the engine at most.
 const CONTROL_QUEUE: usize = 4096;
+/// Servers to register at: one, and another for when it dies.
+pub(crate) const USE_SERVERS: u8 = 2;
 /// How often the installed plugin, the journal and the attachments are looked over.
 const LOOK_OVER: Duration = Duration::from_secs(2);
 
@@ -102,6 +104,11 @@ pub struct AgentArgs {
     /// Look for direct paths to other nodes, and let them send straight to this one.
     #[arg(long, env = "AERO_OPTIMIZE", default_value_t = true, action = clap::ArgAction::Set)]
     optimize: bool,
+    /// How many Servers to register at where Relays join them all: the nearest, and others when
+    /// they go. Servers that no Relay joins are all used.
+    #[arg(long, env = "AERO_USE_SERVERS", default_value_t = USE_SERVERS, value_name = "NUMBER",
+          value_parser = clap::value_parser!(u8).range(1..))]
+    use_servers: u8,
     /// Address of /healthz, /readyz, /metrics, and of /debug/node, /debug/probe and
     /// /debug/correspondents for callers on this node.
     #[arg(long, env = "AERO_ADMIN", default_value = "[::]:9061")]
@@ -184,6 +191,7 @@ pub async fn run(args: AgentArgs) -> anyhow::Result<()> {
     let (driver, outgoing) =
         Driver::new(engine, Arc::clone(&table), move |event| told.report(event));
     driver.with(paths::set_clock);
+    driver.with(|node, now| node.use_servers(Some(args.use_servers.into()), now));
     let readiness = Readiness::default();
     let (cni_ready, servers_ready) = (readiness.register("cni"), readiness.register("servers"));
     let requests = metrics::CniRequests::new(&mut registry);
@@ -278,9 +286,7 @@ fn set_servers(
     driver.with(|node, now| {
         let known: BTreeSet<_> = node.servers().map(|(l2, _)| l2).collect();
         // Those that are known, too: one that was being left may be back.
-        for server in wanted {
-            node.add_server(*server, now);
-        }
+        node.add_servers(wanted.iter().copied(), now);
         for server in known.difference(wanted) {
             if servers.unready.contains(server) {
                 node.leave_server(*server, now);
@@ -304,11 +310,8 @@ fn recall_servers(driver: &Driver<Node>, remembered: &std::path::Path) {
         .ok()
         .and_then(|bytes| serde_json::from_slice(&bytes).ok())
         .unwrap_or_default();
-    driver.with(|node, now| {
-        for server in list {
-            node.add_server(server.into(), now);
-        }
-    });
+    let list = list.into_iter().map(LinkLayerAddress::from);
+    driver.with(|node, now| node.add_servers(list, now));
 }
 
 impl Agent {

@@ -65,6 +65,11 @@ pub struct ClientArgs {
     /// search domains of /etc/resolv.conf are tried.
     #[arg(long, env = "AERO_DOMAIN")]
     domain: Option<String>,
+    /// How many Servers to register at where Relays join them all: the nearest, and others when
+    /// they go. Servers that no Relay joins are all used.
+    #[arg(long, env = "AERO_USE_SERVERS", default_value_t = crate::agent::USE_SERVERS,
+          value_name = "NUMBER", value_parser = clap::value_parser!(u8).range(1..))]
+    use_servers: u8,
     /// Who this is: a UUID, or a DUID in hex. Made once and kept in the state directory if not
     /// given.
     #[arg(long, env = "AERO_DUID")]
@@ -173,6 +178,7 @@ pub async fn run(args: ClientArgs) -> anyhow::Result<()> {
     let own_port = args.bind_source.then_some(args.port);
     let triggers = forwarder.triggers();
     let spec = ClientSpec { client: client.clone(), claim: None, prefixes: args.prefixes.clone() };
+    driver.with(|node, now| node.use_servers(Some(args.use_servers.into()), now));
     driver.with(|node, now| node.attach(spec.clone(), now));
     roaming::bind(&driver, &found, own_port);
     servers::set(&driver, &found);

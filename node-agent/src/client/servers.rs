@@ -113,8 +113,8 @@ pub(super) fn set(driver: &Driver<Node>, wanted: &[LinkLayerAddress]) {
             if !known.contains(server) {
                 tracing::info!(%server, "a Server");
             }
-            node.add_server(*server, now);
         }
+        node.add_servers(wanted.iter().copied(), now);
         // It may live and serve others: it is told where this host is from now on.
         for server in known.iter().filter(|s| !wanted.contains(s)) {
             tracing::info!(%server, "no Server any more");

@@ -37,6 +37,10 @@ struct Server {
     state: State,
     lease: bool,
     default: bool,
+    /// One of those that this host registers at.
+    used: bool,
+    /// The round trip to it, the shortest of the last seconds, in microseconds.
+    round_trip_us: Option<u64>,
     /// The underlay address from which it is reached.
     from: Option<String>,
 }
@@ -75,6 +79,8 @@ impl Source {
                 },
                 lease: standing.bound.contains(&l2),
                 default: default == Some(l2),
+                used: node.uses(l2),
+                round_trip_us: node.distance(l2).and_then(|d| d.as_micros().try_into().ok()),
                 from: roaming::source_towards(l2.into()).map(|ip| ip.to_string()),
             });
             Status {
@@ -141,10 +147,15 @@ fn show(status: &Status) -> String {
         };
         let lease = if server.lease { ", lease" } else { "" };
         let default = if server.default { ", default" } else { "" };
+        let spare = if server.used { "" } else { ", spare" };
+        let far = server
+            .round_trip_us
+            .map(|us| format!(", {}.{} ms", us / 1000, us % 1000 / 100))
+            .unwrap_or_default();
         let from = server.from.as_deref().unwrap_or("nowhere: no route");
         let _ = writeln!(
             text,
-            "server            {}  {state}{lease}{default}  from {from}",
+            "server            {}  {state}{lease}{default}{spare}{far}  from {from}",
             server.address
         );
     }
@@ -173,11 +184,15 @@ mod tests {
                 state: State::Answers,
                 lease: true,
                 default: true,
+                used: true,
+                round_trip_us: Some(312),
                 from: Some("192.0.2.1".into()),
             }],
         };
         let text = show(&status);
         assert!(text.contains("prefix            2001:db8:0:1::/64  served here\n"), "{text}");
-        assert!(text.contains("192.0.2.11:8060  answers, lease, default  from 192.0.2.1\n"));
+        assert!(
+            text.contains("192.0.2.11:8060  answers, lease, default, 0.3 ms  from 192.0.2.1\n")
+        );
     }
 }

@@ -94,6 +94,10 @@ pub struct ServerArgs {
     /// Underlay addresses of this node, separated by commas.
     #[arg(long, env = "HOST_IPS", value_delimiter = ',', required = true)]
     host_ips: Vec<IpAddr>,
+    /// How many clients this Server has room for. None is refused when there are more, but clients
+    /// that choose among Servers prefer one with more room.
+    #[arg(long, env = "AERO_ROOM", default_value_t = aero_protocol::server::ROOM, value_name = "CLIENTS")]
+    room: usize,
     /// Pass on Predirects and Redirects, by which Clients find direct paths.
     #[arg(long, env = "AERO_OPTIMIZE", default_value_t = true, action = clap::ArgAction::Set)]
     optimize: bool,
@@ -165,6 +169,7 @@ pub async fn run(args: ServerArgs) -> anyhow::Result<()> {
         Driver::new(engine, Arc::clone(&table), move |event| report(&seen, &refusals, event));
     driver.with(|server, _| {
         server.set_optimize(args.optimize);
+        server.set_room(args.room);
         server.set_reconfigure_secret(rand::rng().random());
         for relay in &args.relays {
             server.add_relay(ServerId::from_underlay(relay.ip()), (*relay).into());

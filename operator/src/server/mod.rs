@@ -1,10 +1,12 @@
 //! AeroServer: runs the Servers of a link.
 
+pub mod discovery;
 pub mod objects;
 
 use aero_crds::bgp::BgpSession;
 use aero_crds::{AeroServer, AeroServerStatus, set_condition};
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use k8s_openapi::api::core::v1::Service;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use kube::{Api, Resource, ResourceExt};
 
 use crate::context::{Context, apply_status, key};
@@ -17,15 +19,18 @@ const MANAGER: &str = "aero-operator-server";
 const WORDS: Words =
     Words { many: "Servers", lost: "ServerLost", left: "ServerLeft", serve: "ServersServe" };
 /// Refusals that an Event is written about.
-pub const REFUSALS: [&str; 3] = ["RelayNotFound", "AsnNotPrivate", "AsnConflict"];
+pub const REFUSALS: [&str; 4] =
+    ["RelayNotFound", "AsnNotPrivate", "AsnConflict", discovery::NAME_TAKEN];
 
-/// What BGP adds to what is observed.
+/// What BGP and the discovery name add to what is observed.
 #[derive(Debug, Default)]
 pub struct Routing {
     /// Why what is asked for is not in force.
     pub refused: Option<Refusal>,
     /// Sessions with Relays.
     pub sessions: Vec<BgpSession>,
+    /// Said if the discovery name is another link's.
+    pub without_name: Option<Condition>,
 }
 
 /// The status: a pure function of what is observed.
@@ -42,8 +47,12 @@ pub fn status(
     status.addresses = seen.addresses.clone();
     status.bgp_sessions = routing.sessions.clone();
     set_condition(&mut status.conditions, seen.condition(&WORDS, generation, now));
+    status.conditions.retain(|c| c.type_ != discovery::CONDITION);
+    if let Some(without) = &routing.without_name {
+        set_condition(&mut status.conditions, without.clone());
+    }
     if server.spec.relay_refs.is_empty() {
-        status.conditions.retain(|c| c.type_ == "Ready");
+        status.conditions.retain(|c| ["Ready", discovery::CONDITION].contains(&&*c.type_));
     } else {
         let accepted = fleet::accepted(routing.refused.as_ref(), generation, now);
         let healthy = sessions::condition_of(&routing.sessions, generation, now);
@@ -88,6 +97,7 @@ pub async fn reconcile(ctx: &Context, wanted: &str) -> anyhow::Result<()> {
             routing.refused = plan.servers.remove(&server.name_any());
             routing.sessions = sessions::of_pods(ctx, &fleet::pods(ctx, &part));
         }
+        routing.without_name = name(ctx, &namespace, server).await?;
     } else {
         let text = format!("there is no AeroLink {link:?}; make it, or name another in linkRef");
         seen.refusal = Some(("LinkNotFound", text));
@@ -96,8 +106,11 @@ pub async fn reconcile(ctx: &Context, wanted: &str) -> anyhow::Result<()> {
     let before = server.status.clone().unwrap_or_default();
     let news = server.status.as_ref().and_then(|s| seen.news(&WORDS, s.ready_replicas));
     let told = status.conditions.iter().filter_map(|c| {
-        let reasons: &[&'static str] =
-            if c.type_ == "Accepted" { &REFUSALS } else { &sessions::TOLD };
+        let reasons: &[&'static str] = if ["Accepted", discovery::CONDITION].contains(&&*c.type_) {
+            &REFUSALS
+        } else {
+            &sessions::TOLD
+        };
         (c.type_ != "Ready").then(|| fleet::trouble(&before.conditions, c, reasons)).flatten()
     });
     for note in news.into_iter().chain(told) {
@@ -109,6 +122,23 @@ pub async fn reconcile(ctx: &Context, wanted: &str) -> anyhow::Result<()> {
     }
     let api: Api<AeroServer> = Api::namespaced(ctx.client.clone(), &namespace);
     apply_status(&api, &server.name_any(), MANAGER, &status).await
+}
+
+/// Keeps the discovery name; what to say if it is not that of this AeroServer's link.
+async fn name(
+    ctx: &Context,
+    namespace: &str,
+    server: &AeroServer,
+) -> anyhow::Result<Option<Condition>> {
+    let links = ctx.links.state();
+    let has_link = |s: &AeroServer| links.iter().any(|l| l.name_any() == s.spec.link_ref.name);
+    let all = ctx.servers.state();
+    let here = |s: &&AeroServer| s.namespace().as_deref() == Some(namespace) && has_link(s);
+    let all: Vec<&AeroServer> = all.iter().map(|s| &**s).filter(here).collect();
+    if let Some(service) = discovery::service(all.iter().copied()) {
+        fleet::apply::<Service>(ctx, MANAGER, discovery::NAME, service).await?;
+    }
+    Ok(discovery::without_name(server, all, &ctx.now()))
 }
 
 #[cfg(test)]
@@ -174,7 +204,7 @@ mod tests {
         let at = Time("2026-01-01T00:00:00Z".parse().unwrap());
         let seen = Observed { wanted: 2, ready: 2, ..Observed::default() };
         let refused = Refusal { reason: "RelayNotFound", message: "there is no AeroRelay".into() };
-        let routing = Routing { refused: Some(refused), sessions: Vec::new() };
+        let routing = Routing { refused: Some(refused), ..Routing::default() };
         assert_eq!(super::status(&server, &seen, &routing, &at).conditions.len(), 1);
         server.spec.relay_refs = vec!["r".into()];
         let status = super::status(&server, &seen, &routing, &at);

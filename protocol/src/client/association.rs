@@ -380,6 +380,9 @@ impl Node {
                     client.refusal = None;
                     self.timers.set(Timer::Association(id.clone(), from), now + t1);
                     self.learn_asps(message);
+                    if let Some(state) = self.servers.get_mut(&from) {
+                        state.candidate.learn(message);
+                    }
                     self.bound(&id, from, &prefixes, new, now);
                     self.link_registered(link, &id, from, new, now);
                     self.registered(&id, from, now);
@@ -397,6 +400,7 @@ impl Node {
             _ => return Err(WireError::BadValue),
         }
         self.server_lives(from, now);
+        self.choose_servers(now);
         self.leave_if_bound_elsewhere(&id, now);
         if refused {
             self.check_lease(&id, now);

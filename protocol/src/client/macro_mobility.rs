@@ -33,6 +33,8 @@ pub(super) enum Leaving {
     Drained,
     /// We were told to leave it.
     ForGood,
+    /// Others are used instead; it stays known.
+    Spare,
 }
 
 /// A Release at a Server that a Client has left, sent through its new one.
@@ -57,6 +59,11 @@ impl Node {
         self.leave(server, Leaving::ForGood, now);
     }
 
+    /// Leaves a Server that is not used any more; it may be used again.
+    pub(super) fn leave_spare(&mut self, server: LinkLayerAddress, now: Instant) {
+        self.leave(server, Leaving::Spare, now);
+    }
+
     pub(super) fn is_leaving(&self, server: LinkLayerAddress) -> bool {
         self.servers.get(&server).is_some_and(super::ServerState::is_leaving)
     }
@@ -64,6 +71,7 @@ impl Node {
     fn leave(&mut self, server: LinkLayerAddress, how: Leaving, now: Instant) {
         let Some(state) = self.servers.get_mut(&server) else { return };
         state.leaving = how;
+        state.used = false;
         match how {
             Leaving::Drained => self.timers.set(Timer::Return(server), now + DRAIN_TIME),
             _ => self.timers.cancel(&Timer::Return(server)),
@@ -77,6 +85,9 @@ impl Node {
                 self.forget_association(id, server);
             }
             self.leave_if_bound_elsewhere(id, now);
+        }
+        if how != Leaving::Spare {
+            self.choose_servers(now);
         }
         self.forget_left_servers(now);
     }
@@ -211,18 +222,25 @@ impl Node {
     /// all Releases are answered: until the Server has read them it sends here what comes for the
     /// Clients, and that is accepted from a known Server only.
     fn forget_left_servers(&mut self, now: Instant) {
-        let left: Vec<LinkLayerAddress> = self
+        let left: Vec<(LinkLayerAddress, Leaving)> = self
             .servers
             .iter()
             .filter(|(l2, s)| {
                 let used = self.clients.values().any(|c| c.associations.contains_key(l2));
                 let heard = !self.farewells.keys().any(|(_, server)| server == *l2);
-                s.leaving == Leaving::ForGood && !used && heard
+                matches!(s.leaving, Leaving::ForGood | Leaving::Spare) && !used && heard
             })
-            .map(|(l2, _)| *l2)
+            .map(|(l2, s)| (*l2, s.leaving))
             .collect();
-        for server in left {
-            self.remove_server(server, now);
+        for (server, how) in left {
+            if how == Leaving::ForGood {
+                self.remove_server(server, now);
+                continue;
+            }
+            self.stop_using(server);
+            if let Some(state) = self.servers.get_mut(&server) {
+                state.leaving = Leaving::No;
+            }
         }
     }
 
@@ -230,10 +248,9 @@ impl Node {
     pub(super) fn return_to(&mut self, server: LinkLayerAddress, now: Instant) {
         let Some(state) = self.servers.get_mut(&server) else { return };
         state.leaving = Leaving::No;
-        let ids: Vec<Duid> =
-            self.clients.iter().filter(|(_, c)| !c.detached).map(|(id, _)| id.clone()).collect();
-        for id in ids {
-            self.resolicit_idle(&id, server, now);
+        self.choose_servers(now);
+        if !self.uses(server) {
+            self.stop_using(server);
         }
     }
 

@@ -15,6 +15,7 @@ mod mobility;
 mod proxy;
 mod reachability;
 mod route_optimization;
+mod selection;
 mod servers;
 mod signatures;
 mod sizes;
@@ -34,6 +35,7 @@ use mobility::{Announcement, News};
 pub use proxy::{HAND_OVER_TIME, JOIN_TIME};
 use route_optimization::Attempt;
 pub use route_optimization::{MAX_ATTEMPTS, MAX_CONTROL, MAX_REDIRECTED};
+pub use selection::{MOVE_TIME, NEAR_MARGIN, REST_TIME, SURVEY_INTERVAL, SURVEY_TIME};
 pub use servers::Liveness;
 use servers::ServerState;
 use signatures::Answer;
@@ -291,6 +293,7 @@ enum Timer {
     Return(LinkLayerAddress),
     Agent(LinkLayerAddress),
     Link(u8),
+    Survey,
 }
 
 #[derive(Debug)]
@@ -338,6 +341,7 @@ pub struct Node {
     agents: forwarding_agents::Agents,
     farewells: BTreeMap<(Duid, LinkLayerAddress), macro_mobility::Farewell>,
     signatures: signatures::Signatures,
+    selection: selection::Selection,
     timers: Timers<Timer>,
     rng: StdRng,
     outputs: VecDeque<Output<Event>>,
@@ -351,6 +355,7 @@ impl Node {
             links: links::Links::new(config.link_id),
             farewells: BTreeMap::new(),
             signatures: signatures::Signatures::default(),
+            selection: selection::Selection::default(),
             agents: BTreeMap::new(),
             config,
             clients: BTreeMap::new(),
@@ -381,12 +386,15 @@ impl Node {
         self.timers.next()
     }
 
-    /// Speaks for a Client from now on: asks every Server for its prefixes. For one that is
-    /// known already, takes the new claim and asks again.
+    /// Speaks for a Client from now on: asks every Server that is used for its prefixes. For one
+    /// that is known already, takes the new claim and asks again.
     pub fn attach(&mut self, spec: ClientSpec, now: Instant) {
         let id = spec.client.clone();
         if self.joins(&spec, now) {
             return;
+        }
+        if !self.clients.contains_key(&id) {
+            self.choose_servers(now);
         }
         let old = self.clients.remove(&id);
         // What it has is used to its end if no Server answers.
@@ -406,8 +414,8 @@ impl Node {
             associations: BTreeMap::new(),
         };
         self.clients.insert(id.clone(), client);
-        let servers: Vec<_> = self.servers.keys().copied().collect();
-        for server in servers {
+        let used: Vec<_> = self.servers.iter().filter(|(_, s)| s.used).map(|(l2, _)| *l2).collect();
+        for server in used {
             self.solicit(&id, server, now);
             self.go_on_asking(server, now);
         }
@@ -511,6 +519,7 @@ impl Node {
                 Timer::Return(server) => self.return_to(server, now),
                 Timer::Agent(at) => self.agent_due(at, now),
                 Timer::Link(link) => self.try_link(link, now),
+                Timer::Survey => self.survey_due(now),
             }
         }
     }
@@ -535,7 +544,9 @@ impl Node {
                 if message.kind == dhcpv6::Kind::Reconfigure {
                     return self.reconfigure(from, &message, data, now);
                 }
-                if self.farewell_answered(packet.source, &message, now) {
+                if self.survey_answered(from, &message, now)
+                    || self.farewell_answered(packet.source, &message, now)
+                {
                     return Ok(());
                 }
                 self.dhcp_answer(from, packet.source, &message, now)

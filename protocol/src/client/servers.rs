@@ -12,6 +12,7 @@ use rand::Rng;
 
 use super::association::Phase;
 use super::macro_mobility::Leaving;
+use super::selection::{Candidate, clearly_nearer};
 use super::watch::Watch;
 use super::{Client, Event, Node, SETTLE_TIME, Timer};
 use crate::address::{Duid, LinkLayerAddress, aero_address};
@@ -49,6 +50,10 @@ pub(super) struct ServerState {
     pub(super) watch: Watch,
     /// Whether this node is turning away from it.
     pub(super) leaving: Leaving,
+    /// Whether this node's Clients are to have a lease there, and since when.
+    pub(super) used: bool,
+    pub(super) used_since: Option<Instant>,
+    pub(super) candidate: Candidate,
 }
 
 impl ServerState {
@@ -61,25 +66,59 @@ impl ServerState {
     pub(super) fn is_leaving(&self) -> bool {
         self.leaving != Leaving::No
     }
+
+    /// It is chosen and says nothing.
+    pub(super) fn give_up(&mut self) {
+        self.failed = true;
+    }
+
+    /// It answers again, and nothing is asked of it.
+    pub(super) fn is_back(&mut self) {
+        self.failed = false;
+    }
+
+    /// Data can go by it.
+    fn is_usable(&self) -> bool {
+        self.up_since.is_some() && !self.bound.is_empty()
+    }
+
+    /// Data can go by it, and there has been no doubt for a while.
+    pub(super) fn is_sure(&self, now: Instant) -> bool {
+        self.is_usable()
+            && self.leaving == Leaving::No
+            && self.unanswered == 0
+            && self.watch.is_steady(now)
+    }
+
+    fn is_settled(&self, now: Instant) -> bool {
+        self.up_since.is_some_and(|t| now >= t + SETTLE_TIME)
+    }
 }
 
 impl Node {
     /// A Server to associate with, by its underlay address. One that was being left for good is
     /// taken back; one that has said itself that it goes is asked again in its time only.
     pub fn add_server(&mut self, server: LinkLayerAddress, now: Instant) {
-        if let Some(known) = self.servers.get(&server) {
-            if known.leaving == Leaving::ForGood {
-                self.return_to(server, now);
+        self.add_servers([server], now);
+    }
+
+    /// Several at once, so that a node that is not to use all of them can choose.
+    pub fn add_servers(
+        &mut self,
+        servers: impl IntoIterator<Item = LinkLayerAddress>,
+        now: Instant,
+    ) {
+        for server in servers {
+            match self.servers.get(&server).map(|known| known.leaving) {
+                Some(Leaving::ForGood) => self.return_to(server, now),
+                Some(_) => {}
+                None => {
+                    self.servers.insert(server, ServerState::default());
+                    self.change(Change::AddPeer(server));
+                }
             }
-            return;
         }
-        self.servers.insert(server, ServerState::default());
-        self.change(Change::AddPeer(server));
-        let clients: Vec<Duid> =
-            self.clients.iter().filter(|(_, c)| !c.detached).map(|(id, _)| id.clone()).collect();
-        for id in clients {
-            self.solicit(&id, server, now);
-        }
+        self.choose_servers(now);
     }
 
     /// A Server that is gone or about to go. Leases there are forgotten, not released; a Client
@@ -102,6 +141,7 @@ impl Node {
         self.choose_default(now);
         self.forget_sessions(server);
         self.change(Change::RemovePeer(server));
+        self.choose_servers(now);
         for id in &ids {
             self.reap(id);
         }
@@ -110,9 +150,10 @@ impl Node {
     /// All Servers, and how each stands.
     pub fn servers(&self) -> impl Iterator<Item = (LinkLayerAddress, Liveness)> {
         self.servers.iter().map(|(l2, s)| {
-            let liveness = match (s.up_since, s.failed) {
+            let liveness = match (s.up_since, s.failed || !s.candidate.may_answer()) {
                 (Some(_), _) => Liveness::Answers,
                 (None, true) => Liveness::Silent,
+                (None, false) if !s.used && s.candidate.has_answered() => Liveness::Answers,
                 (None, false) => Liveness::Untried,
             };
             (*l2, liveness)
@@ -124,7 +165,7 @@ impl Node {
         let Some(state) = self.servers.get_mut(&server) else { return };
         state.unanswered = 0;
         state.watch.answered(now);
-        if state.up_since.is_some() {
+        if state.up_since.is_some() || !state.used {
             return;
         }
         let came_back = std::mem::take(&mut state.failed);
@@ -225,11 +266,18 @@ impl Node {
         nd: &Nd,
         now: Instant,
     ) -> Result<(), WireError> {
-        let state = self.servers.get(&server).ok_or(WireError::BadAddress)?;
-        if !nd.nonce().is_some_and(|nonce| state.watch.has_sent(nonce)) {
-            return Err(WireError::BadValue);
+        let state = self.servers.get_mut(&server).ok_or(WireError::BadAddress)?;
+        let nonce = nd.nonce().filter(|nonce| state.watch.has_sent(nonce));
+        let nonce = nonce.ok_or(WireError::BadValue)?;
+        if let Some(round_trip) = state.watch.round_trip_of(nonce, now) {
+            state.candidate.distance.measured(round_trip, now);
         }
         self.server_lives(server, now);
+        let state = self.default.and_then(|d| self.servers.get(&d));
+        // When the doubt arose this Server's answer may have been under way.
+        if state.is_some_and(|s| s.watch.is_doubted()) || self.default_is_outdone(now) {
+            self.choose_default(now);
+        }
         Ok(())
     }
 
@@ -260,10 +308,13 @@ impl Node {
                 }
             }
         }
-        if let Some(id) = first {
-            self.solicit(&id, server, now);
+        self.choose_servers(now);
+        if self.uses(server) {
+            if let Some(id) = first {
+                self.solicit(&id, server, now);
+            }
+            self.go_on_asking(server, now);
         }
-        self.go_on_asking(server, now);
         let ids: Vec<Duid> = self.clients.keys().cloned().collect();
         for id in ids {
             self.reap(&id);
@@ -273,7 +324,7 @@ impl Node {
     /// Sees to it that some Client asks a Server that fell silent: the one that did may have left
     /// this node meanwhile.
     pub(super) fn go_on_asking(&mut self, server: LinkLayerAddress, now: Instant) {
-        let failed = self.servers.get(&server).is_some_and(|s| s.failed);
+        let failed = self.servers.get(&server).is_some_and(|s| s.failed && s.used);
         // Without any Client there is nothing to ask for; the next one asks at once.
         if !failed || self.clients.values().all(|c| c.detached) {
             return;
@@ -290,32 +341,34 @@ impl Node {
         }
     }
 
-    /// Chooses the default Server: stays with the present one while it lives; else the first by
-    /// this node's own order among those that have settled, else among all that answer. Where there
-    /// is doubt whether it lives, and none about another, it is that other.
+    /// Chooses the default Server: stays with the present one, once it has settled, while it lives
+    /// and none is clearly nearer; else of those that have settled, or of all that answer, the
+    /// nearest, and of several about as near the first by this node's own order. Where there is doubt
+    /// whether it lives, and none about another, it is that other.
     pub(super) fn choose_default(&mut self, now: Instant) {
-        let usable = |s: &ServerState| s.up_since.is_some() && !s.bound.is_empty();
-        let sure = |s: &ServerState| {
-            usable(s) && s.leaving == Leaving::No && s.unanswered == 0 && s.watch.is_steady(now)
-        };
-        let stays =
-            self.default.and_then(|d| Some((d, self.servers.get(&d)?))).is_some_and(|(d, s)| {
-                let better = || self.servers.iter().any(|(l2, o)| *l2 != d && sure(o));
-                usable(s) && s.leaving == Leaving::No && !(s.watch.is_doubted() && better())
+        let outdone = self.default_is_outdone(now);
+        let stays = !outdone
+            && self.default.and_then(|d| Some((d, self.servers.get(&d)?))).is_some_and(|(d, s)| {
+                let better = || self.servers.iter().any(|(l2, o)| *l2 != d && o.is_sure(now));
+                s.is_usable()
+                    && s.is_settled(now)
+                    && s.leaving == Leaving::No
+                    && !(s.watch.is_doubted() && better())
             });
         if !stays {
             let node = self.config.node.clone();
-            let settled = |s: &ServerState| s.up_since.is_some_and(|t| now >= t + SETTLE_TIME);
-            let chosen = self
-                .servers
-                .iter()
-                .filter(|(_, s)| usable(s))
+            let usable = || self.servers.iter().filter(|(_, s)| s.is_usable());
+            let distance = |s: &ServerState| s.candidate.distance.get();
+            let nearest = usable().filter_map(|(_, s)| distance(s)).min();
+            let chosen = usable()
                 .min_by_key(|(l2, s)| {
-                    let doubted = s.watch.is_doubted();
-                    (s.leaving != Leaving::No, doubted, !settled(s), weight(&node, **l2))
+                    let far = nearest.zip(distance(s)).is_some_and(|(n, d)| clearly_nearer(n, d));
+                    let (leaving, doubted) = (s.leaving != Leaving::No, s.watch.is_doubted());
+                    let some = !self.all_bound_at(&BTreeSet::from([**l2]));
+                    (leaving, doubted, !s.is_settled(now), some, far, weight(&node, **l2))
                 })
-                .map(|(l2, s)| (*l2, settled(s)));
-            self.default = chosen.map(|(l2, _)| l2);
+                .map(|(l2, _)| *l2);
+            self.default = chosen;
             let departed: Vec<_> = self.departed.keys().copied().collect();
             for prefix in departed {
                 self.route_departed(prefix, now);
@@ -360,11 +413,15 @@ impl Node {
     }
 }
 
-/// Rendezvous weight (FNV-1a) of a Server for a node.
-fn weight(node: &str, server: LinkLayerAddress) -> u64 {
+/// Rendezvous weight of a Server for a node: FNV-1a, and the end of `MurmurHash3`, without which
+/// addresses that differ in few bits have weights that differ in few.
+pub(super) fn weight(node: &str, server: LinkLayerAddress) -> u64 {
     let octets = server.ip_octets();
     let bytes = node.bytes().chain(octets).chain(server.port.to_be_bytes());
-    bytes.fold(0xcbf2_9ce4_8422_2325u64, |h, b| {
+    let h = bytes.fold(0xcbf2_9ce4_8422_2325u64, |h, b| {
         (h ^ u64::from(b)).wrapping_mul(0x0000_0100_0000_01b3)
-    })
+    });
+    let h = (h ^ (h >> 33)).wrapping_mul(0xff51_afd7_ed55_8ccd);
+    let h = (h ^ (h >> 33)).wrapping_mul(0xc4ce_b9fe_1a85_ec53);
+    h ^ (h >> 33)
 }

@@ -59,6 +59,12 @@ impl Watch {
         self.nonces.iter().flatten().any(|n| n == nonce)
     }
 
+    /// What the answer with this nonce took, if it answers the present row.
+    pub(super) fn round_trip_of(&self, nonce: &[u8], now: Instant) -> Option<Duration> {
+        let present = self.nonces.first()?.is_some_and(|n| n == nonce) && !self.doubted;
+        self.row.filter(|_| present).map(|row| now.saturating_duration_since(row))
+    }
+
     /// A sign of life.
     pub(super) fn answered(&mut self, now: Instant) {
         // After a silence it says nothing about the way.

@@ -212,8 +212,23 @@ impl Server {
                 address: request.from,
                 asps: self.config.asps.clone(),
             });
+            let (joined, preference) = (self.is_joined(), self.preference());
+            reply.aero.push(AeroOption::Serving { joined, preference });
+        }
+        if kind == Kind::Advertise {
+            reply.preference = Some(self.preference());
         }
         reply
+    }
+
+    /// How much room there is, for the Preference option: 250 with next to no Clients, and 25 less
+    /// for each tenth of what the Server has room for. 255 would end a client's search at once.
+    fn preference(&self) -> u8 {
+        if self.is_draining() {
+            return 0;
+        }
+        let tenths = self.neighbors.len().saturating_mul(10) / self.room.max(1);
+        u8::try_from(10usize.saturating_sub(tenths)).unwrap_or(0) * 25
     }
 
     /// Sends an answer. Who gets no prefix is not authenticated, so it gets no more bytes than it
@@ -224,7 +239,7 @@ impl Server {
         let mut packet = self.reply_packet(request, reply);
         if !grants && packet.as_ref().is_ok_and(|p| p.len() > request.length) {
             let mut short = reply.clone();
-            short.aero.retain(|o| matches!(o, AeroOption::Again(_)));
+            short.aero.retain(|o| !matches!(o, AeroOption::LinkReply { .. }));
             packet = self.reply_packet(request, &short);
             if let Ok(p) = &packet
                 && p.len() > request.length

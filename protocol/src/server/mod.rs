@@ -56,6 +56,10 @@ pub const WITHDRAW_TIME: Duration = PARK_TIME;
 /// Most claims that wait at a time.
 const MAX_PARKED: usize = 4096;
 
+/// How many Clients a Server has room for, unless it is told: what it says to those that choose
+/// among Servers depends on it, and nothing else.
+pub const ROOM: usize = 10_000;
+
 /// What a Server is told at its start.
 #[derive(Debug, Clone)]
 pub struct Config {
@@ -209,6 +213,7 @@ pub struct Server {
     reconfigures: BTreeMap<IpNet, reconfigure::Pending>,
     keys: reconfigure::Keys,
     draining: bool,
+    room: usize,
     agents: agents::Agents,
     signatures: signatures::Signatures,
     parked: BTreeMap<Waiting, Request>,
@@ -235,6 +240,7 @@ impl Server {
             reconfigures: BTreeMap::new(),
             keys: reconfigure::Keys::default(),
             draining: false,
+            room: ROOM,
             agents: agents::Agents::default(),
             signatures: signatures::Signatures::default(),
             parked: BTreeMap::new(),
@@ -263,6 +269,12 @@ impl Server {
         self.config.asps = asps;
         self.config.lease = lease;
         self.config.authentication = auth;
+    }
+
+    /// How many Clients it has room for: the fuller it is, the fewer new ones choose it. None is
+    /// refused for that.
+    pub fn set_room(&mut self, clients: usize) {
+        self.room = clients;
     }
 
     /// Adds or changes a row of the table.

@@ -129,6 +129,12 @@ impl Server {
         self.peers.by_id.values()
     }
 
+    /// Whether a Relay joins this Server to the others, so that its Clients need not be at all of
+    /// them. One that cannot be used just now counts.
+    pub(super) fn is_joined(&self) -> bool {
+        self.peers.by_id.values().any(|p| p.kind == PeerKind::Relay)
+    }
+
     /// What to tell BGP next.
     pub fn poll_announcement(&mut self) -> Option<Announcement> {
         self.announcements.pop()

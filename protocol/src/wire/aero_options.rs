@@ -23,6 +23,7 @@ const CLAIM: u16 = 0xff01;
 const PADDING: u16 = 0xff02;
 pub(super) const SIGNATURE: u16 = 0xff03;
 const AGAIN: u16 = 0xff04;
+const SERVING: u16 = 0xff05;
 
 /// Which holder a Client claims to speak for, so that a Server can tell a claim that is newer
 /// than its copy of the table from one that is outdated.
@@ -66,6 +67,14 @@ pub enum AeroOption {
     /// Ours, in the signed answer to a message of no session or a former one: nothing was done, say
     /// it again in the session of this answer, with a counter above this one.
     Again(u64),
+    /// Ours, in a Server's answers: what a Client that has a choice wants to know of it.
+    Serving {
+        /// Relays join it to the other Servers.
+        joined: bool,
+        /// How much room it has, as in the Preference option (RFC 8415 section 21.8), which is in
+        /// Advertises only.
+        preference: u8,
+    },
 }
 
 /// Reads the content of a vendor option behind its enterprise number. Unknown sub-options are
@@ -103,6 +112,10 @@ pub(super) fn parse(content: &[u8]) -> Result<Vec<AeroOption>, WireError> {
             }
             SIGNATURE => options.push(AeroOption::Signature(Signature::parse(body.0)?)),
             AGAIN => options.push(AeroOption::Again(body.u64()?)),
+            SERVING => {
+                let (flags, preference) = (body.u8()?, body.u8()?);
+                options.push(AeroOption::Serving { joined: flags & 1 != 0, preference });
+            }
             PADDING => options.push(AeroOption::Padding(u8::try_from(length).unwrap_or(u8::MAX))),
             _ => {}
         }
@@ -152,6 +165,9 @@ pub(super) fn emit(options: &[AeroOption]) -> Vec<u8> {
             }
             AeroOption::Signature(signature) => (SIGNATURE, signature.emit()),
             AeroOption::Again(counter) => (AGAIN, counter.to_be_bytes().to_vec()),
+            AeroOption::Serving { joined, preference } => {
+                (SERVING, vec![u8::from(*joined), *preference])
+            }
             AeroOption::Padding(length) => (PADDING, vec![0; usize::from(*length)]),
         };
         out.extend(code.to_be_bytes());
@@ -191,6 +207,7 @@ mod tests {
                 digest: [4; 32],
             }),
             AeroOption::Again(5),
+            AeroOption::Serving { joined: true, preference: 250 },
         ];
         assert_eq!(parse(&emit(&options)[4..]), Ok(options));
     }

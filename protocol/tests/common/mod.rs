@@ -76,6 +76,8 @@ pub struct Link {
     /// Tells whether the n-th message of the run is lost.
     pub lose: Box<dyn FnMut(usize, &Sent) -> bool>,
     pub dead: Vec<LinkLayerAddress>,
+    /// What a message takes from one to another.
+    pub delay: Box<dyn FnMut(LinkLayerAddress, LinkLayerAddress) -> Duration>,
 }
 
 impl Link {
@@ -89,6 +91,7 @@ impl Link {
             in_flight: Vec::new(),
             lose: Box::new(|_, _| false),
             dead: Vec::new(),
+            delay: Box::new(|_, _| DELAY),
         }
     }
 
@@ -231,7 +234,8 @@ impl Link {
             let n = self.sent.len();
             sent.lost = self.dead.contains(&at) || self.dead.contains(&to) || (self.lose)(n, &sent);
             if !sent.lost {
-                self.in_flight.push((self.now + DELAY, n));
+                let delay = (self.delay)(at, to);
+                self.in_flight.push((self.now + delay, n));
             }
             self.sent.push(sent);
         }

@@ -4,6 +4,7 @@
 mod cuts;
 mod fabric;
 mod failures;
+mod many;
 mod moves;
 mod routes;
 mod size;
