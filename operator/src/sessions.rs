@@ -71,13 +71,15 @@ fn told(sessions: &[BgpSession], reason: &str) -> Option<String> {
 /// What there is to tell when peers have become bad that were not. A peer that stays so is told of
 /// once, whatever it announces meanwhile.
 pub fn trouble(before: &[BgpSession], now: &[BgpSession]) -> Vec<Note> {
-    let ways: [(&'static str, fn(&BgpSession) -> bool); 2] =
-        [(PEER_REFUSED, is_wrong), (ROUTES_REFUSED, announces)];
-    let new = ways.into_iter().filter(|(_, is)| {
+    let new = |is: fn(&BgpSession) -> bool| {
         let was = |peer: &str| before.iter().any(|s| s.peer == peer && is(s));
         now.iter().any(|s| is(s) && !was(&s.peer))
-    });
-    new.filter_map(|(reason, _)| Some(Note::warning(reason, told(now, reason)?))).collect()
+    };
+    [(PEER_REFUSED, new(is_wrong)), (ROUTES_REFUSED, new(announces))]
+        .into_iter()
+        .filter(|(_, new)| *new)
+        .filter_map(|(reason, _)| Some(Note::warning(reason, told(now, reason)?)))
+        .collect()
 }
 
 /// The condition `SessionsHealthy`.
