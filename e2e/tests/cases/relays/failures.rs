@@ -1,0 +1,180 @@
+//! Anything dies, or loses power with its node: how long until pods, and hosts outside, reach pods
+//! again, and whether all is as before afterwards.
+
+use std::time::{Duration, Instant};
+
+use aero_e2e::lab::workspace;
+use anyhow::{Context as _, ensure};
+use serde_json::json;
+
+use super::flows::Flows;
+use super::link::Part;
+use super::{Backbone, Context, WITH_AGENTS};
+use crate::cases::faults;
+
+/// BGP's hold time, here and at the routers outside.
+const HOLD: Duration = Duration::from_secs(3);
+/// A Client whose Servers are back asks them within this time.
+const ASKED: Duration = Duration::from_secs(4);
+/// What a machine that does other things too may add.
+const MARGIN: Duration = Duration::from_secs(5);
+
+/// What was done, and what came of it.
+struct Seen {
+    key: &'static str,
+    what: String,
+    /// The longest silence between pods of nodes that live.
+    pods: Duration,
+    /// The longest from hosts outside to such pods, and back.
+    outside: Duration,
+    bound: Duration,
+    /// Until all was as before.
+    settled: Duration,
+}
+
+/// Does something while every pod asks every other on another node, and hosts outside ask them
+/// all. `bound` holds for each flow; what `act` gives is added to it.
+fn disturb(
+    backbone: &Backbone,
+    nodes: &[&str],
+    (key, what): (&'static str, String),
+    bound: Duration,
+    act: impl FnOnce() -> anyhow::Result<Duration>,
+) -> anyhow::Result<Seen> {
+    let pods = backbone.ends(nodes)?;
+    let asking = [&pods, backbone.fabric()?.hosts()].concat();
+    let flows = Flows::start(&asking, &pods)?;
+    flows.wait(Instant::now(), Duration::from_secs(20)).context(what.clone())?;
+    let at = Instant::now();
+    let bound = bound + act()?;
+    // What dies unnoticed at first is noticed in the hold time, or never.
+    flows
+        .wait(at + HOLD + Duration::from_secs(1), HOLD + 3 * MARGIN + bound)
+        .context(what.clone())?;
+    let (pods, outside) = (flows.silence(at, false), flows.silence(at, true));
+    println!("  {what}: silent for {:.1?} between pods, {:.1?} from outside", pods.0, outside.0);
+    for (silence, flow) in [&pods, &outside] {
+        ensure!(*silence <= bound + MARGIN, "{what}: {silence:?} of silence, {flow} ({bound:?})");
+    }
+    let (pods, outside) = (pods.0, outside.0);
+    Ok(Seen { key, what, pods, outside, bound, settled: Duration::ZERO })
+}
+
+/// The same for processes that a kubelet starts again, and waits until all is as before.
+fn killed(
+    backbone: &Backbone,
+    key: &'static str,
+    (program, parts): (&str, &[Part]),
+    bound: Duration,
+) -> anyhow::Result<Seen> {
+    let link = backbone.link();
+    let names: Vec<&str> = parts.iter().map(|p| p.name.as_str()).collect();
+    let what = format!("kill -9 of `{program}` in {}", names.join(" and "));
+    let mut seen = disturb(backbone, &WITH_AGENTS, (key, what), bound, || {
+        let at = Instant::now();
+        let mut old = Vec::new();
+        for part in parts {
+            old.push(link.kill(part, program)?);
+        }
+        if parts.len() == 1 {
+            return Ok(Duration::ZERO);
+        }
+        // Nothing is left to go by until one of them is there.
+        for (part, old) in parts.iter().zip(old) {
+            link.runs_again(part, program, old)?;
+        }
+        Ok(at.elapsed())
+    })?;
+    seen.settled = link.settled("all is as before")?;
+    Ok(seen)
+}
+
+/// Power off, and on again.
+fn off(backbone: &Backbone, key: &'static str, part: &Part) -> anyhow::Result<Seen> {
+    let (lab, link, fabric) = (&backbone.lab, backbone.link(), backbone.fabric()?);
+    let node = part.node.as_str();
+    let live: Vec<&str> = WITH_AGENTS.into_iter().filter(|n| *n != node).collect();
+    let what = format!("power off of {node}, with {}", part.name);
+    let mut seen = disturb(backbone, &live, (key, what), HOLD, || {
+        lab.kill_node(node)?;
+        Ok(Duration::ZERO)
+    })?;
+    lab.restore_node(node)?;
+    let began = Instant::now();
+    if WITH_AGENTS.contains(&node) {
+        fabric.routes_back(&link, node)?;
+    }
+    lab.wait_for_nodes(Duration::from_secs(150))?;
+    backbone.cluster.wait_for_aero(Duration::from_secs(90))?;
+    link.settled("all is as before")?;
+    seen.settled = began.elapsed();
+    fabric.wait_learnt(backbone, &[2, 2, 2])?;
+    Ok(seen)
+}
+
+pub fn run(context: &Context) -> anyhow::Result<()> {
+    let backbone = context.backbone()?;
+    let (fabric, link) = (backbone.fabric()?, backbone.link());
+    link.settled("all is well before")?;
+    let mut all = Vec::new();
+    // A kubelet waits ten seconds before it starts a container for the second time; both first.
+    all.push(killed(backbone, "both_servers", ("server", &link.servers()?), ASKED)?);
+    let first = |parts: Vec<Part>| parts.into_iter().next().context("there is none");
+    let server = first(link.servers()?)?;
+    all.push(killed(backbone, "server", ("server", std::slice::from_ref(&server)), HOLD)?);
+    let relay = first(link.relays()?)?;
+    all.push(killed(backbone, "relay", ("relay", &[relay]), HOLD)?);
+    // Their routes stay for longer than it takes to start them.
+    all.push(killed(backbone, "bird_of_server", ("bird", &[server]), Duration::ZERO)?);
+    let relay = link.relays()?.into_iter().next_back().context("no Relay")?;
+    all.push(killed(
+        backbone,
+        "bird_of_relay",
+        ("bird", std::slice::from_ref(&relay)),
+        Duration::ZERO,
+    )?);
+    all.push(off(backbone, "power_of_relay", &relay)?);
+    let server = first(link.servers()?)?;
+    all.push(off(backbone, "power_of_server", &server)?);
+    // Every pod reaches every other, and all are reached from outside.
+    let pods = backbone.ends(&WITH_AGENTS)?;
+    let flows = Flows::start(&[&pods, fabric.hosts()].concat(), &pods)?;
+    flows.wait(Instant::now(), Duration::from_secs(20)).context("after all of it")?;
+    fabric.only_ours(backbone)?;
+    backbone.observer.check()?;
+    told(context, &all)
+}
+
+/// What was measured, beside what must hold: printed, kept for `make bench-relays`, and claimed.
+fn told(context: &Context, all: &[Seen]) -> anyhow::Result<()> {
+    let mut figures = serde_json::Map::new();
+    for seen in all {
+        context.note(format!(
+            "{}: silent for {:.1?} between pods, {:.1?} from outside (bound {:.1?} and what the \
+             machine adds); all as before {:.1?} later",
+            seen.what, seen.pods, seen.outside, seen.bound, seen.settled
+        ));
+        figures.insert(
+            seen.key.into(),
+            json!({
+                "pods_ms": seen.pods.as_millis(), "outside_ms": seen.outside.as_millis(),
+                "bound_ms": seen.bound.as_millis(), "settled_ms": seen.settled.as_millis(),
+            }),
+        );
+    }
+    let dir = workspace().join("target/results");
+    std::fs::create_dir_all(&dir)?;
+    std::fs::write(dir.join("relays-lab.json"), serde_json::to_vec_pretty(&figures)?)?;
+    let of = |key: &str| {
+        let seen = all.iter().find(|s| s.key == key);
+        seen.map_or(0.0, |s| s.outside.max(s.pods).as_secs_f64())
+    };
+    let test = "whatever_dies_of_servers_and_relays_pods_are_reached_again_within_the_bound_and_all_is_as_before";
+    let figure = format!(
+        "killed: {:.1} s of silence at most, its node without power: {:.1} s (hold time 3 s)",
+        of("relay"),
+        of("power_of_relay")
+    );
+    faults::shown(test, &["A2"], figure);
+    Ok(())
+}
