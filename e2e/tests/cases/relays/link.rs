@@ -1,6 +1,7 @@
 //! The link as its users see it: objects, their status, and the tables of the Relays' nodes.
 
 use std::collections::BTreeSet;
+use std::net::{IpAddr, Ipv6Addr};
 use std::time::{Duration, Instant};
 
 use aero_e2e::lab::Lab;
@@ -64,6 +65,28 @@ impl Link<'_> {
     /// The Servers that are ready.
     pub fn servers(&self) -> anyhow::Result<Vec<Part>> {
         self.ready("aerolink.dev/server=default")
+    }
+
+    /// The Server that most of the Relays' routes lead to: BIRD has one for each Client, of those
+    /// that have it.
+    pub fn used_server(&self) -> anyhow::Result<Part> {
+        let mut shown = String::new();
+        for relay in self.relays()? {
+            let command = ["ip", "-6", "route", "show", "table", "8060"];
+            shown.push_str(&self.lab.run(&relay.node, &command)?);
+        }
+        let routes = |server: &Part| {
+            let v4 = self.lab.node_addresses(&server.node).into_iter().find_map(|a| match a {
+                IpAddr::V4(v4) => Some(v4.octets()),
+                IpAddr::V6(_) => None,
+            });
+            let [a, b, c, d] = v4.unwrap_or_default().map(u16::from);
+            let link_local = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, a << 8 | b, c << 8 | d);
+            shown.matches(&format!("via {link_local} ")).count()
+        };
+        let used = self.servers()?.into_iter().max_by_key(routes);
+        let used = used.filter(|server| routes(server) > 0);
+        used.with_context(|| format!("no Server is in {shown}"))
     }
 
     fn ready(&self, label: &str) -> anyhow::Result<Vec<Part>> {
