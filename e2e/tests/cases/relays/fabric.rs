@@ -21,6 +21,8 @@ use super::{Backbone, Context, WITH_AGENTS};
 /// 65001. GoBGP keeps what it learns to itself, so nobody is behind it.
 const ROUTERS: [(&str, &str); 3] = [("bird", "61"), ("frr", "62"), ("gobgp", "63")];
 const FIRST_ASN: u32 = 65_001;
+/// Where Relays tell of themselves.
+const RELAYS_PORT: u16 = 9063;
 /// Where a router of the fabric has its sockets and configuration files.
 const FILES: &str = "outside";
 
@@ -251,21 +253,13 @@ fn peers() -> Vec<Value> {
     all.map(|(asn, (_, last))| json!({"address": address(last), "asn": asn})).collect()
 }
 
-/// How many packets a Relay has sent into the link.
-fn tunneled(link: &Link<'_>, node: &str) -> anyhow::Result<u64> {
-    let url = "http://127.0.0.1:9063/metrics";
-    let text = link.lab.run(node, &["curl", "-s", "-m", "3", url])?;
-    let value = text.lines().find_map(|l| l.strip_prefix("aero_tunneled_packets_total "));
-    value.and_then(|v| v.parse().ok()).with_context(|| format!("no counter in {text}"))
-}
-
 pub fn run(context: &Context) -> anyhow::Result<()> {
     let backbone = context.backbone()?;
     let fabric = backbone.fabric()?;
     let link = backbone.link();
     let relays = link.relays()?;
     let all = |relays: &[super::link::Part]| -> anyhow::Result<u64> {
-        relays.iter().map(|r| tunneled(&link, &r.node)).sum()
+        relays.iter().map(|r| link.tunneled(&r.node, RELAYS_PORT)).sum()
     };
     let pods = backbone.ends(&WITH_AGENTS)?;
     let before = all(&relays)?;

@@ -1,8 +1,9 @@
 //! Anything dies, or loses power with its node: how long until pods, and hosts outside, reach pods
-//! again, and whether all is as before afterwards.
+//! again, and whether all is as before afterwards. All of it goes by Servers.
 
 use std::time::{Duration, Instant};
 
+use aero_e2e::lab::fabric::DIRECT_PATHS;
 use aero_e2e::lab::workspace;
 use anyhow::{Context as _, ensure};
 use serde_json::json;
@@ -18,6 +19,9 @@ const HOLD: Duration = Duration::from_secs(3);
 const ASKED: Duration = Duration::from_secs(4);
 /// What a machine that does other things too may add.
 const MARGIN: Duration = Duration::from_secs(5);
+
+/// Where Servers tell of themselves.
+const SERVERS_PORT: u16 = 9060;
 
 /// What was done, and what came of it.
 struct Seen {
@@ -151,10 +155,29 @@ fn everybody(backbone: &Backbone, nodes: &[&str]) -> anyhow::Result<()> {
     flows.wait(Instant::now(), Duration::from_secs(20))
 }
 
+/// Waits until what pods say goes by Servers: questions and answers, as they count them.
+fn by_servers(backbone: &Backbone) -> anyhow::Result<()> {
+    let link = backbone.link();
+    let counted = || -> anyhow::Result<u64> {
+        let servers = link.servers()?;
+        servers.iter().map(|s| link.tunneled(&s.node, SERVERS_PORT)).sum()
+    };
+    let pods = backbone.ends(&WITH_AGENTS)?;
+    let before = counted()?;
+    let flows = Flows::start(&pods, &pods)?;
+    flows.wait(Instant::now(), Duration::from_secs(20)).context("with direct paths cut")?;
+    let asked = 2 * 10 * WITH_AGENTS.len() * (WITH_AGENTS.len() - 1);
+    let what = format!("Servers have forwarded {asked} packets of pods");
+    backbone.cluster.wait_until(&what, MARGIN, || Ok(counted()? >= before + u64::try_from(asked)?))
+}
+
 pub fn run(context: &Context) -> anyhow::Result<()> {
     let backbone = context.backbone()?;
     let (fabric, link) = (backbone.fabric()?, backbone.link());
     link.settled("all is well before")?;
+    // Pods that talk straight to each other would feel nothing of it: they go by the Servers.
+    let cut = backbone.lab.drop_in_fabric(DIRECT_PATHS)?;
+    by_servers(backbone)?;
     let mut all = Vec::new();
     let mut keep = |seen: Seen| {
         context.note(seen.line());
@@ -180,6 +203,8 @@ pub fn run(context: &Context) -> anyhow::Result<()> {
     })?);
     context.note(format!("another node has had its Server after {replaced:.1?} more"));
     everybody(backbone, &WITH_AGENTS).context("after all of it")?;
+    ensure!(cut.dropped()? > 0, "there was nothing to cut");
+    drop(cut);
     fabric.only_ours(backbone)?;
     backbone.observer.check()?;
     told(&all)

@@ -199,6 +199,14 @@ impl Link<'_> {
         })
     }
 
+    /// How many packets the Server or Relay on a node has sent into tunnels, by its own account.
+    pub fn tunneled(&self, node: &str, port: u16) -> anyhow::Result<u64> {
+        let url = format!("http://127.0.0.1:{port}/metrics");
+        let text = self.lab.run(node, &["curl", "-s", "-m", "3", &url])?;
+        let value = text.lines().find_map(|l| l.strip_prefix("aero_tunneled_packets_total "));
+        value.and_then(|v| v.parse().ok()).with_context(|| format!("no counter in {text}"))
+    }
+
     pub fn file(&self) -> anyhow::Result<String> {
         let map = self.json(&["get", "configmap", "aero-routes-default"])?;
         Ok(map["data"]["routes.yaml"].as_str().unwrap_or_default().to_string())
