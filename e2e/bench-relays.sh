@@ -1,6 +1,7 @@
 #!/bin/sh
 # Interior BGP measured: what dies and how long it is felt, and BGP at size with FRR beside it.
-# Writes target/results/relays.json. PEERS, ROUTES (of each peer) and CHURN (seconds) say how much.
+# Writes target/results/relays.json, with what the lab's tests have measured on Kubernetes if they
+# have run (`lab`, else null). PEERS, ROUTES (of each peer) and CHURN (seconds) say how much.
 set -eu
 cd "$(dirname "$0")/.."
 out=$(mktemp -d)
@@ -24,6 +25,7 @@ mkdir -p target/results
         cut_fabric_and_first_Relay cut_fabric_and_second_Relay both_servers_after_restart; do
         printf ', "%s": %s' "$(echo "$name" | tr 'A-Z' 'a-z')" "$(cat "$out/$name")"
     done
-    printf '}, "bgp": %s}\n' "$(cat "$out/bgp")"
+    printf '}, "bgp": %s, "lab": %s}\n' "$(cat "$out/bgp")" \
+        "$(cat target/results/relays-lab.json 2>/dev/null || echo null)"
 } >target/results/relays.json
 cat target/results/relays.json

@@ -57,8 +57,17 @@ const LAB: &[(&str, Case)] = &[
     ("on_an_ipv6_underlay_a_moved_pod_keeps_its_prefix_and_is_reached", underlay::ipv6),
     (
         "relays_have_the_routes_of_all_clients_and_what_is_bad_is_refused_with_its_reason",
-        relays::run,
+        relays::routes,
     ),
+    (
+        "routers_outside_the_relays_have_the_service_prefix_and_no_other_and_what_is_bad_is_refused",
+        relays::fabric,
+    ),
+    (
+        "whatever_dies_of_servers_and_relays_pods_are_reached_again_within_the_bound_and_all_is_as_before",
+        relays::failures,
+    ),
+    ("without_relays_nothing_of_them_is_left", relays::ended),
 ];
 
 /// Tests that need a cluster with AERO, whichever.

@@ -117,6 +117,20 @@ fn members(group: &Path) -> Vec<i32> {
     pids
 }
 
+/// Processes of the groups below one whose own names contain `part`.
+///
+/// # Errors
+/// If there are no cgroups.
+pub fn members_below(name: &str, part: &str) -> anyhow::Result<Vec<i32>> {
+    let mut found = Vec::new();
+    walk(&counting()?.join(name), &mut |dir| {
+        if dir.file_name().is_some_and(|n| n.to_string_lossy().contains(part)) {
+            found.extend(members(dir));
+        }
+    });
+    Ok(found)
+}
+
 /// Kills every process in groups whose names start with `prefix`, until none is left.
 ///
 /// # Errors

@@ -12,6 +12,7 @@ pub mod forward;
 pub mod images;
 mod network;
 pub mod node;
+mod outside;
 mod pki;
 pub mod process;
 pub mod programs;

@@ -32,7 +32,7 @@ pub(super) fn up(lab: &Lab) -> anyhow::Result<()> {
 }
 
 /// A host on the bridge.
-fn port(lab: &Lab, host: &str, last: &str) -> anyhow::Result<()> {
+pub(super) fn port(lab: &Lab, host: &str, last: &str) -> anyhow::Result<()> {
     let (fabric, netns) = (lab.scoped("fabric"), lab.scoped(host));
     run("ip", &["netns", "add", &netns])?;
     let outer = format!("v{host}");

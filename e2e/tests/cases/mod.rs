@@ -20,6 +20,7 @@ use std::time::Duration;
 use aero_e2e::lab::{Lab, Options, Progress, Underlay, images};
 use aero_e2e::scenario::observer::Observer;
 use aero_e2e::scenario::{Cluster, talk};
+use relays::Backbone;
 
 /// Name of the shared lab.
 pub const NAME: &str = "test";
@@ -28,6 +29,7 @@ pub const NAME: &str = "test";
 pub struct Context {
     other: Option<PathBuf>,
     shared: OnceLock<Result<Shared, String>>,
+    backbone: OnceLock<Result<Backbone, String>>,
     /// One line per finding, printed at the end.
     notes: Mutex<Vec<String>>,
 }
@@ -63,7 +65,7 @@ pub fn archives() -> anyhow::Result<&'static [PathBuf]> {
 
 impl Context {
     pub fn new(other: Option<PathBuf>) -> Self {
-        Self { other, shared: OnceLock::new(), notes: Mutex::default() }
+        Self { other, shared: OnceLock::new(), backbone: OnceLock::new(), notes: Mutex::default() }
     }
 
     pub fn note(&self, text: String) {
@@ -74,6 +76,16 @@ impl Context {
     pub fn shared(&self) -> anyhow::Result<&Shared> {
         let made = self.shared.get_or_init(|| self.make().map_err(|e| format!("{e:#}")));
         made.as_ref().map_err(|e| anyhow::anyhow!("the shared cluster could not be made: {e}"))
+    }
+
+    /// The lab with Relays, made if there is none yet. One lab at a time is enough for this machine:
+    /// the shared one is taken away.
+    pub fn backbone(&self) -> anyhow::Result<&Backbone> {
+        let made = self.backbone.get_or_init(|| {
+            self.end();
+            Backbone::start().map_err(|e| format!("{e:#}"))
+        });
+        made.as_ref().map_err(|e| anyhow::anyhow!("the lab with Relays could not be made: {e}"))
     }
 
     fn make(&self) -> anyhow::Result<Shared> {
@@ -88,15 +100,17 @@ impl Context {
         Ok(Shared { lab: Some(lab), cluster, observer })
     }
 
-    /// Takes the lab away and prints what was found.
+    /// Takes the labs away and prints what was found.
     pub fn end(&self) {
         for note in self.notes.lock().unwrap().drain(..) {
             println!("  {note}");
         }
-        if self.other.is_none()
-            && let Err(e) = Lab::down(NAME)
-        {
-            eprintln!("the lab could not be taken away: {e:#}");
+        for name in [NAME, relays::NAME] {
+            if self.other.is_none()
+                && let Err(e) = Lab::down(name)
+            {
+                eprintln!("the lab {name} could not be taken away: {e:#}");
+            }
         }
     }
 }

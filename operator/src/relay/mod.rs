@@ -64,12 +64,10 @@ pub async fn reconcile(ctx: &Context, wanted: &str) -> anyhow::Result<()> {
     let status = status(ctx, relay, &seen, refused.as_ref(), &ctx.now());
     let before = relay.status.clone().unwrap_or_default();
     let news = relay.status.as_ref().and_then(|s| seen.news(&WORDS, s.ready_replicas));
-    let told = status.conditions.iter().filter_map(|c| {
-        let reasons: &[&'static str] =
-            if c.type_ == "Accepted" { &REFUSALS } else { &sessions::TOLD };
-        (c.type_ != "Ready").then(|| fleet::trouble(&before.conditions, c, reasons)).flatten()
-    });
-    for note in news.into_iter().chain(told) {
+    let accepted = status.conditions.iter().filter(|c| c.type_ == "Accepted");
+    let refused = accepted.filter_map(|c| fleet::trouble(&before.conditions, c, &REFUSALS));
+    let bad_peers = sessions::trouble(&before.bgp_sessions, &status.bgp_sessions);
+    for note in news.into_iter().chain(refused).chain(bad_peers) {
         tracing::info!(relay = wanted, reason = note.reason, "{}", note.message);
         events::publish(ctx, &note, &[relay.object_ref(&())]).await;
     }

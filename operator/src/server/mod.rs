@@ -105,15 +105,13 @@ pub async fn reconcile(ctx: &Context, wanted: &str) -> anyhow::Result<()> {
     let status = status(server, &seen, &routing, &ctx.now());
     let before = server.status.clone().unwrap_or_default();
     let news = server.status.as_ref().and_then(|s| seen.news(&WORDS, s.ready_replicas));
-    let told = status.conditions.iter().filter_map(|c| {
-        let reasons: &[&'static str] = if ["Accepted", discovery::CONDITION].contains(&&*c.type_) {
-            &REFUSALS
-        } else {
-            &sessions::TOLD
-        };
-        (c.type_ != "Ready").then(|| fleet::trouble(&before.conditions, c, reasons)).flatten()
-    });
-    for note in news.into_iter().chain(told) {
+    let refused = status
+        .conditions
+        .iter()
+        .filter(|c| ["Accepted", discovery::CONDITION].contains(&&*c.type_))
+        .filter_map(|c| fleet::trouble(&before.conditions, c, &REFUSALS));
+    let bad_peers = sessions::trouble(&before.bgp_sessions, &status.bgp_sessions);
+    for note in news.into_iter().chain(refused).chain(bad_peers) {
         tracing::info!(server = wanted, reason = note.reason, "{}", note.message);
         events::publish(ctx, &note, &[server.object_ref(&())]).await;
     }
