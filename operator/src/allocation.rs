@@ -1,11 +1,12 @@
 //! Pools and the choice of a prefix. Pure arithmetic.
 
-use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use aero_crds::{AeroLink, Family, Pool};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use sha2::{Digest, Sha256};
+
+use crate::taken::{Taken, place};
 
 /// A pool in effect.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -41,18 +42,6 @@ impl EffectivePool {
         1u64.checked_shl(u32::from(self.length - self.prefix.prefix_len())).unwrap_or(u64::MAX)
     }
 
-    /// The place of a member in the pool.
-    fn index(&self, prefix: IpNet) -> u64 {
-        let (bits, base, width) = match (prefix.addr(), self.prefix.addr()) {
-            (IpAddr::V4(a), IpAddr::V4(b)) => {
-                (u128::from(u32::from(a)), u128::from(u32::from(b)), 32)
-            }
-            (a, b) => (to_u128(a), to_u128(b), 128),
-        };
-        let shift = width - u32::from(self.length);
-        u64::try_from(bits.wrapping_sub(base).checked_shr(shift).unwrap_or(0)).unwrap_or(u64::MAX)
-    }
-
     /// The member at a place.
     fn member(&self, index: u64) -> Option<IpNet> {
         match self.prefix.addr() {
@@ -69,27 +58,21 @@ impl EffectivePool {
         }
     }
 
-    /// The lowest member that is not taken. Member 0 of an IPv6 pool is left out: its address
+    /// The lowest member that none of `taken` has. Member 0 of an IPv6 pool is left out: its address
     /// form (`2001:db8:a::`) is too easily taken for the pool's own.
-    pub fn lowest_free(&self, taken: &BTreeSet<IpNet>) -> Option<IpNet> {
-        let used: BTreeSet<u64> =
-            taken.iter().filter(|p| self.has_member(**p)).map(|p| self.index(*p)).collect();
-        let first = u64::from(self.family() == Family::IPv6 && self.size() > 1);
-        let mut index = first;
-        for taken in used.range(first..) {
-            if *taken != index {
+    pub fn lowest_free(&self, taken: &[&Taken]) -> Option<IpNet> {
+        let zero = self.member(0)?;
+        let base = place(zero);
+        let mut at = base + u128::from(self.family() == Family::IPv6 && self.size() > 1);
+        loop {
+            let free = taken.iter().fold(at, |at, t| t.first_free(zero, at));
+            if free == at {
                 break;
             }
-            index += 1;
+            at = free;
         }
+        let index = u64::try_from(at - base).unwrap_or(u64::MAX);
         (index < self.size()).then(|| self.member(index)).flatten()
-    }
-}
-
-fn to_u128(address: IpAddr) -> u128 {
-    match address {
-        IpAddr::V4(a) => u128::from(u32::from(a)),
-        IpAddr::V6(a) => u128::from(a),
     }
 }
 
@@ -132,23 +115,23 @@ mod tests {
     #[test]
     fn the_lowest_free_prefix_fills_gaps_first() {
         let p = pool("2001:db8:a::/48", 64);
-        let mut taken = BTreeSet::new();
-        assert_eq!(p.lowest_free(&taken), Some(net("2001:db8:a:1::/64")));
+        let mut taken = Taken::default();
+        assert_eq!(p.lowest_free(&[&taken]), Some(net("2001:db8:a:1::/64")));
         taken.insert(net("2001:db8:a:1::/64"));
         taken.insert(net("2001:db8:a:3::/64"));
         taken.insert(net("2001:db8:b:2::/64"));
-        assert_eq!(p.lowest_free(&taken), Some(net("2001:db8:a:2::/64")));
+        assert_eq!(p.lowest_free(&[&taken]), Some(net("2001:db8:a:2::/64")));
     }
 
     #[test]
     fn a_pool_that_is_used_up_gives_nothing() {
         let p = pool("192.0.2.0/31", 32);
-        let mut taken = BTreeSet::new();
-        assert_eq!(p.lowest_free(&taken), Some(net("192.0.2.0/32")));
+        let mut taken = Taken::default();
+        assert_eq!(p.lowest_free(&[&taken]), Some(net("192.0.2.0/32")));
         taken.insert(net("192.0.2.0/32"));
-        assert_eq!(p.lowest_free(&taken), Some(net("192.0.2.1/32")));
+        assert_eq!(p.lowest_free(&[&taken]), Some(net("192.0.2.1/32")));
         taken.insert(net("192.0.2.1/32"));
-        assert_eq!(p.lowest_free(&taken), None);
+        assert_eq!(p.lowest_free(&[&taken]), None);
         assert_eq!(p.size(), 2);
     }
 

@@ -3,11 +3,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Debug;
 use std::hash::Hash;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use aero_crds::annotations::{RELAY_LABEL, ROUTING_LABEL, SERVER_LABEL};
-use aero_crds::{AcpMapping, AeroClient, AeroLink, AeroRelay, AeroServer, is_true};
+use aero_crds::annotations::ROUTING_LABEL;
+use aero_crds::{AcpMapping, AeroClient, AeroLink, AeroLinkSpec, AeroRelay, AeroServer};
 use anyhow::Context as _;
 use chrono::{DateTime, Utc};
 use futures::StreamExt;
@@ -18,14 +18,18 @@ use k8s_openapi::jiff::Timestamp;
 use kube::api::{Patch, PatchParams};
 use kube::runtime::WatchStreamExt;
 use kube::runtime::events::{Recorder, Reporter};
-use kube::runtime::reflector::{self, ObjectRef, Store};
+use kube::runtime::reflector::{self, Store};
 use kube::runtime::watcher::{self, Event};
 use kube::{Api, Client, Resource, ResourceExt};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::json;
-use tokio::sync::{Notify, watch as channel};
+use tokio::sync::watch as channel;
 use tokio::task::JoinSet;
+
+use crate::members::Members;
+use crate::queue::Queue;
+use crate::table::Table;
 
 /// What time it is: the machine's clock, or a model's.
 pub type Clock = Arc<dyn Fn() -> Timestamp + Send + Sync>;
@@ -33,32 +37,6 @@ pub type Clock = Arc<dyn Fn() -> Timestamp + Send + Sync>;
 /// The clock of this machine.
 pub fn system_clock() -> Clock {
     Arc::new(Timestamp::now)
-}
-
-/// Keys that are to be looked at, each once however often it is marked.
-#[derive(Debug, Default)]
-pub struct Queue {
-    keys: Mutex<BTreeSet<String>>,
-    marked: Notify,
-}
-
-impl Queue {
-    /// Marks a key.
-    pub fn mark(&self, key: impl Into<String>) {
-        self.keys.lock().unwrap_or_else(PoisonError::into_inner).insert(key.into());
-        self.marked.notify_one();
-    }
-
-    /// Waits for a key.
-    pub async fn next(&self) -> String {
-        loop {
-            let first = self.keys.lock().unwrap_or_else(PoisonError::into_inner).pop_first();
-            match first {
-                Some(key) => return key,
-                None => self.marked.notified().await,
-            }
-        }
-    }
 }
 
 /// What the operator was told at its start.
@@ -122,11 +100,16 @@ pub struct Context {
     pub relay_queue: Queue,
     /// AeroLinks whose routes file is to be looked at.
     pub routes_queue: Queue,
+    /// The cache of mappings, indexed.
+    table: Mutex<Table>,
+    /// The caches of clients and their pods, indexed. Where both are locked, this one is first.
+    members: Mutex<Members>,
+    /// Names of mappings that garbage collection is to look at.
+    looks: Mutex<BTreeSet<String>>,
+    /// What each link asked for last.
+    link_specs: Mutex<BTreeMap<String, AeroLinkSpec>>,
     mappings_changed: channel::Sender<u64>,
     clock: Clock,
-    /// The largest epoch of each prefix (by the mapping's name) that was seen or written here. A
-    /// table that was put back to an older state says less.
-    epochs: Mutex<BTreeMap<String, i64>>,
     watches: Mutex<JoinSet<()>>,
 }
 
@@ -177,7 +160,10 @@ impl Context {
             routes_queue: Queue::default(),
             mappings_changed: channel::channel(0).0,
             clock,
-            epochs: Mutex::default(),
+            table: Mutex::default(),
+            members: Mutex::default(),
+            looks: Mutex::default(),
+            link_specs: Mutex::default(),
             watches: Mutex::default(),
             settings,
             client: client.clone(),
@@ -214,6 +200,9 @@ impl Context {
         ctx.mappings.wait_until_ready().await?;
         ctx.deployments.wait_until_ready().await?;
         ctx.config_maps.wait_until_ready().await?;
+        // A cache is ready a moment before its watch has said so here, and nothing may be decided
+        // from an index that is not filled.
+        ctx.refill();
         Ok(ctx)
     }
 
@@ -227,15 +216,58 @@ impl Context {
         Time((self.clock)())
     }
 
-    /// The largest epoch of each prefix, by its mapping's name, that is known here.
-    pub fn known_epochs(&self) -> BTreeMap<String, i64> {
-        self.epochs.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    /// The cache of mappings, indexed. Not to be held over an await.
+    pub fn table(&self) -> MutexGuard<'_, Table> {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn learn_epoch(&self, mapping: &AcpMapping) {
-        let mut epochs = self.epochs.lock().unwrap_or_else(PoisonError::into_inner);
-        let known = epochs.entry(mapping.name_any()).or_default();
-        *known = mapping.spec.epoch.max(*known);
+    /// The caches of clients and their pods, indexed. Not to be held over an await, and not to be
+    /// asked for while the table is held.
+    pub fn members(&self) -> MutexGuard<'_, Members> {
+        self.members.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn looks(&self) -> MutexGuard<'_, BTreeSet<String>> {
+        self.looks.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Garbage collection is to look at these mappings, by name.
+    pub fn look_at(&self, names: impl IntoIterator<Item = String>) {
+        self.looks().extend(names);
+    }
+
+    /// Garbage collection is to look at all mappings.
+    pub fn look_at_all(&self) {
+        let names: Vec<String> = self.table().names().cloned().collect();
+        self.look_at(names);
+    }
+
+    /// The mappings that garbage collection is to look at, once.
+    pub fn take_looks(&self) -> BTreeSet<String> {
+        std::mem::take(&mut *self.looks())
+    }
+
+    fn link_specs(&self) -> MutexGuard<'_, BTreeMap<String, AeroLinkSpec>> {
+        self.link_specs.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn refill_links(&self) {
+        let mut specs = self.link_specs();
+        *specs = self.links.state().iter().map(|l| (l.name_any(), l.spec.clone())).collect();
+    }
+
+    /// Whether a link asks for something else than the last time; `None`: it is gone.
+    pub(crate) fn link_is_new(&self, name: &str, spec: Option<AeroLinkSpec>) -> bool {
+        let mut specs = self.link_specs();
+        let old = match spec.clone() {
+            Some(spec) => specs.insert(name.to_string(), spec),
+            None => specs.remove(name),
+        };
+        old != spec
+    }
+
+    pub(crate) fn tell_of_mappings(&self) {
+        self.mappings_changed.send_modify(|n| *n = n.wrapping_add(1));
     }
 
     /// Waits until the cache of mappings holds what was written. Bounded: a write that is
@@ -246,130 +278,25 @@ impl Context {
     pub async fn caught_up(&self, written: &[AcpMapping]) -> anyhow::Result<()> {
         let version = |m: &AcpMapping| m.resource_version().and_then(|v| v.parse::<u64>().ok());
         let seen = |m: &AcpMapping| {
-            let cached = self.mappings.get(&ObjectRef::from_obj(m));
-            cached.is_some_and(|c| version(&c) >= version(m))
+            self.table().get(&m.name_any()).is_some_and(|c| version(c) >= version(m))
         };
         for mapping in written {
-            self.learn_epoch(mapping);
+            self.table().learn(mapping);
         }
         let mut changes = self.mappings_changed.subscribe();
         let wait = async {
-            while !written.iter().all(seen) {
-                if changes.changed().await.is_err() {
-                    return;
+            // A version that was seen stays seen, so each is waited for once.
+            for mapping in written {
+                while !seen(mapping) {
+                    if changes.changed().await.is_err() {
+                        return;
+                    }
                 }
             }
         };
         tokio::time::timeout(Duration::from_secs(2), wait)
             .await
             .context("the cache of mappings lags behind")
-    }
-
-    fn pod_changed(&self, pod: &Pod) {
-        let namespace = pod.namespace();
-        // Whether that client exists or not: it may have gone while no operator was there.
-        if let Some(name) = pod.annotations().get(aero_crds::annotations::CLIENT) {
-            self.client_queue.mark(format!("{}/{name}", namespace.clone().unwrap_or_default()));
-        }
-        for client in self.clients.state() {
-            if client.namespace() == namespace && client.selects(pod) {
-                self.client_queue.mark(key(&*client));
-            }
-        }
-        if [SERVER_LABEL, RELAY_LABEL].iter().any(|l| pod.labels().contains_key(*l)) {
-            self.mark_all_parts();
-        }
-    }
-
-    /// A node's addresses matter to the mappings of its pods; its heartbeats do not.
-    fn node_changed(&self, node: &Node) {
-        let name = node.name_any();
-        let addresses: Vec<String> = node
-            .status
-            .iter()
-            .flat_map(|s| s.addresses.iter().flatten())
-            .filter(|a| a.type_ == "InternalIP")
-            .map(|a| a.address.clone())
-            .collect();
-        for mapping in self.mappings.state() {
-            let stale = |h: &aero_crds::Holder| h.node == name && h.underlay != addresses;
-            if mapping.spec.holder.as_ref().is_some_and(stale) {
-                let of = &mapping.spec.client_ref;
-                self.client_queue.mark(format!("{}/{}", of.namespace, of.name));
-            }
-        }
-        self.mark_all_parts();
-    }
-
-    fn client_changed(&self, client: &AeroClient) {
-        // Another client of the namespace may get the pods that this one selected, or lose them.
-        self.client_queue.mark(key(client));
-        for other in self.clients.state() {
-            if other.namespace() == client.namespace() {
-                self.client_queue.mark(key(&*other));
-            }
-        }
-    }
-
-    fn link_changed(&self, link: &AeroLink) {
-        for other in self.links.state() {
-            self.link_queue.mark(other.name_any());
-        }
-        self.link_queue.mark(link.name_any());
-        for client in self.clients.state() {
-            self.client_queue.mark(key(&*client));
-        }
-        self.mark_all_parts();
-    }
-
-    fn mapping_changed(&self, mapping: &AcpMapping) {
-        self.learn_epoch(mapping);
-        self.mappings_changed.send_modify(|n| *n = n.wrapping_add(1));
-        self.link_queue.mark(mapping.spec.link_ref.name.clone());
-        let of = &mapping.spec.client_ref;
-        self.client_queue.mark(format!("{}/{}", of.namespace, of.name));
-        // A client that was refused this prefix, or any where there was none left, may have one
-        // now.
-        for client in self.clients.state() {
-            let waits = client.status.as_ref().is_some_and(|s| !is_true(&s.conditions, "Ready"));
-            if waits || client.spec.prefixes.contains(&mapping.spec.prefix) {
-                self.client_queue.mark(key(&*client));
-            }
-        }
-    }
-
-    fn mark_all(&self) {
-        for client in self.clients.state() {
-            self.client_queue.mark(key(&*client));
-        }
-        for link in self.links.state() {
-            self.link_queue.mark(link.name_any());
-        }
-        self.mark_all_parts();
-    }
-
-    /// All that is run: Servers, Relays, and the files that tell them of each other.
-    pub fn mark_all_parts(&self) {
-        for server in self.servers.state() {
-            self.server_queue.mark(key(&*server));
-        }
-        for relay in self.relays.state() {
-            self.relay_queue.mark(key(&*relay));
-        }
-        for link in self.links.state() {
-            self.routes_queue.mark(link.name_any());
-        }
-    }
-
-    /// An AeroServer or AeroRelay of this link came, changed or went.
-    fn part_changed(&self, link: &str) {
-        self.routes_queue.mark(link);
-        for server in self.servers.state().iter().filter(|s| s.spec.link_ref.name == link) {
-            self.server_queue.mark(key(&**server));
-        }
-        for relay in self.relays.state().iter().filter(|r| r.spec.link_ref.name == link) {
-            self.relay_queue.mark(key(&**relay));
-        }
     }
 }
 
@@ -426,13 +353,16 @@ fn feed<K>(
         let mut failing = false;
         while let Some(event) = stream.next().await {
             match event {
-                Ok(Event::Apply(o) | Event::Delete(o) | Event::InitApply(o)) => {
+                Ok(Event::Apply(o) | Event::Delete(o)) => {
                     changed(&ctx, &o);
                     failing = false;
                 }
-                Ok(Event::Init) => failing = false,
+                Ok(Event::Init | Event::InitApply(_)) => failing = false,
                 // Only now the cache holds what was listed, and what vanished has left it.
-                Ok(Event::InitDone) => ctx.mark_all(),
+                Ok(Event::InitDone) => {
+                    ctx.refill();
+                    ctx.mark_all();
+                }
                 Err(e) if !failing => {
                     failing = true;
                     let kind = K::kind(&K::DynamicType::default()).into_owned();

@@ -9,11 +9,14 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::{Registry, Unit};
 
-use crate::context::{Context, Queue};
+use crate::context::Context;
+use crate::queue::Queue;
 use crate::{client, link, mapping, relay, routes, server};
 
 /// How often mappings without a pod are looked at.
 const COLLECT_EVERY: Duration = Duration::from_secs(2);
+/// Every how many passes everything there is is looked at: once in a minute.
+const FULL_PASS: u32 = 30;
 /// First wait before a failed round is tried again; doubles up to [`LAST_RETRY`].
 const FIRST_RETRY: Duration = Duration::from_millis(50);
 /// Longest wait.
@@ -67,7 +70,11 @@ impl Metrics {
 pub async fn all(ctx: Arc<Context>, metrics: Metrics) {
     let looks = async {
         let mut looks = mapping::Looks::default();
-        loop {
+        for pass in 0u32.. {
+            // Changes mark what they are about; this is for what nobody has thought of.
+            if pass % FULL_PASS == 0 {
+                ctx.mark_all();
+            }
             mapping::collect(&ctx, &mut looks).await;
             tokio::time::sleep(COLLECT_EVERY).await;
         }

@@ -1,11 +1,11 @@
 //! What to do where a pod holds more than it should: the work of a cache that lagged, or of two
 //! operators that both thought that they lead.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::sync::Arc;
 
 use aero_crds::{AcpMapping, Phase, annotations};
 
-use super::identity::PodView;
 use super::plan::{Observed, Plan, Write, phase_of};
 
 /// A pod that holds mappings of two identities keeps the older. Such a thing is made where an
@@ -15,14 +15,14 @@ use super::plan::{Observed, Plan, Write, phase_of};
 /// and the other is given up only when the pod is seen to have been told the one.
 pub(super) fn give_up_doubles(
     seen: &Observed<'_>,
-    own: &mut BTreeMap<String, Vec<AcpMapping>>,
+    own: &mut BTreeMap<String, Vec<Arc<AcpMapping>>>,
     held: &mut BTreeMap<String, Option<String>>,
     plan: &mut Plan,
 ) -> BTreeSet<String> {
     let mut keeps: BTreeMap<String, (Age, String)> = BTreeMap::new();
     for (identity, mappings) in own.iter() {
         let Some(uid) = held.get(identity).cloned().flatten() else { continue };
-        let Some(age) = mappings.iter().map(age).min() else { continue };
+        let Some(age) = mappings.iter().map(|m| age(m)).min() else { continue };
         let this = (age, identity.clone());
         keeps.entry(uid).and_modify(|k| *k = this.clone().min(k.clone())).or_insert(this);
     }
@@ -35,8 +35,8 @@ pub(super) fn give_up_doubles(
         let pod = seen.pods.iter().find(|p| p.uid == uid);
         let told = pod.and_then(|p| p.annotations.get(annotations::IDENTITY));
         if pod.is_none() || told == Some(kept) {
-            let live = |m: &&AcpMapping| phase_of(m) != Some(Phase::Cooling);
-            plan.writes.extend(mappings.iter().filter(live).cloned().map(Write::Retire));
+            let live = mappings.iter().filter(|m| phase_of(m) != Some(Phase::Cooling));
+            plan.writes.extend(live.map(|m| Write::Retire((**m).clone())));
         }
         held.insert(identity.clone(), None);
         doubles.insert(identity.clone());
@@ -54,8 +54,9 @@ pub(super) fn age(mapping: &AcpMapping) -> Age {
 }
 
 /// UID of the pod that holds an identity's mappings: one that is there, before one that is gone.
-pub(super) fn holder_of(mappings: &[AcpMapping], pods: &[PodView]) -> Option<String> {
+/// `pods`: UIDs of those that are there.
+pub(super) fn holder_of(mappings: &[Arc<AcpMapping>], pods: &HashSet<&str>) -> Option<String> {
     let holders = || mappings.iter().filter_map(|m| m.spec.holder.as_ref()).map(|h| &h.pod_uid);
-    let present = holders().find(|uid| pods.iter().any(|p| p.uid == **uid));
+    let present = holders().find(|uid| pods.contains(uid.as_str()));
     present.or_else(|| holders().next()).cloned()
 }

@@ -1,7 +1,8 @@
 //! Which identity a pod has inside its AeroClient. Never the pod's UID: that is only the present
 //! holder.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::Pod;
 
@@ -20,7 +21,7 @@ pub struct PodView {
     pub terminating: bool,
     /// Creation time, as text that sorts.
     pub created: String,
-    /// Annotations.
+    /// Our annotations.
     pub annotations: BTreeMap<String, String>,
 }
 
@@ -47,10 +48,17 @@ impl PodView {
                 .creation_timestamp
                 .as_ref()
                 .map_or_else(String::new, |t| t.0.to_string()),
-            annotations: pod.metadata.annotations.clone().unwrap_or_default(),
+            annotations: ours(pod.metadata.annotations.iter().flatten()),
             name,
         })
     }
+}
+
+/// Those annotations that are ours.
+pub fn ours<'a>(all: impl Iterator<Item = (&'a String, &'a String)>) -> BTreeMap<String, String> {
+    all.filter(|(k, _)| k.starts_with("aerolink.dev/"))
+        .map(|(k, v)| (k.clone(), v.clone()))
+        .collect()
 }
 
 /// Assigns an identity to every scheduled pod. `held`: identity -> UID of its present holder.
@@ -58,27 +66,33 @@ impl PodView {
 /// A pod keeps the slot that it holds; a slot is free again when no pod of `pods` holds it. A
 /// pod that is being deleted gets nothing new.
 pub fn assign<'a>(
-    pods: &'a [PodView],
+    pods: &'a [Arc<PodView>],
     held: &BTreeMap<String, Option<String>>,
 ) -> BTreeMap<String, &'a PodView> {
     let mut assigned: BTreeMap<String, &PodView> = BTreeMap::new();
-    let mut ordered: Vec<&PodView> = pods.iter().filter(|p| p.node.is_some()).collect();
+    let mut ordered: Vec<&PodView> =
+        pods.iter().map(AsRef::as_ref).filter(|p| p.node.is_some()).collect();
     ordered.sort_by(|a, b| (&a.created, &a.name).cmp(&(&b.created, &b.name)));
-    let holds = |p: &PodView| {
-        held.iter().find(|(_, uid)| uid.as_deref() == Some(&p.uid)).map(|(identity, _)| identity)
-    };
-    for pod in &ordered {
-        if let Some(identity) = holds(pod) {
-            assigned.insert(identity.clone(), pod);
+    // Of two identities that one pod holds, the first.
+    let mut holds: HashMap<&str, &String> = HashMap::new();
+    for (identity, uid) in held {
+        if let Some(uid) = uid {
+            holds.entry(uid).or_insert(identity);
         }
     }
     for pod in &ordered {
-        if pod.terminating || holds(pod).is_some() {
+        if let Some(identity) = holds.get(pod.uid.as_str()) {
+            assigned.insert((*identity).clone(), pod);
+        }
+    }
+    let mut slots = Slots::default();
+    for pod in &ordered {
+        if pod.terminating || holds.contains_key(pod.uid.as_str()) {
             continue;
         }
         let identity = match &pod.fixed_identity {
             Some(fixed) => fixed.clone(),
-            None => lowest_slot(&assigned),
+            None => slots.lowest(&assigned),
         };
         // Two pods with one fixed identity (a VM on the move): the first keeps it.
         assigned.entry(identity).or_insert(pod);
@@ -86,14 +100,21 @@ pub fn assign<'a>(
     assigned
 }
 
-fn lowest_slot(assigned: &BTreeMap<String, &PodView>) -> String {
-    let mut n = 0u64;
-    loop {
-        let slot = format!("slot-{n}");
-        if !assigned.contains_key(&slot) {
-            return slot;
+/// Slots, of which none is free again while they are given.
+#[derive(Default)]
+struct Slots {
+    next: u64,
+}
+
+impl Slots {
+    fn lowest(&mut self, assigned: &BTreeMap<String, &PodView>) -> String {
+        loop {
+            let slot = format!("slot-{}", self.next);
+            if !assigned.contains_key(&slot) {
+                return slot;
+            }
+            self.next += 1;
         }
-        n += 1;
     }
 }
 
@@ -107,8 +128,8 @@ pub fn ordinal(identity: &str) -> Option<usize> {
 mod tests {
     use super::*;
 
-    fn pod(name: &str, created: &str, stateful: bool) -> PodView {
-        PodView {
+    fn pod(name: &str, created: &str, stateful: bool) -> Arc<PodView> {
+        Arc::new(PodView {
             name: name.into(),
             uid: format!("uid-{name}-{created}"),
             node: Some("n1".into()),
@@ -116,7 +137,7 @@ mod tests {
             terminating: false,
             created: created.into(),
             annotations: BTreeMap::new(),
-        }
+        })
     }
 
     fn names(assigned: &BTreeMap<String, &PodView>) -> Vec<(String, String)> {
@@ -154,7 +175,7 @@ mod tests {
     #[test]
     fn a_surging_roll_out_takes_a_slot_more_while_the_old_pod_still_ends() {
         let mut old = pod("old", "1", false);
-        old.terminating = true;
+        Arc::make_mut(&mut old).terminating = true;
         let pods = [old.clone(), pod("new", "2", false)];
         let held = BTreeMap::from([("slot-0".to_string(), Some(old.uid.clone()))]);
         assert_eq!(
@@ -175,9 +196,9 @@ mod tests {
     #[test]
     fn a_pod_that_is_not_scheduled_or_ends_before_it_had_a_prefix_gets_none() {
         let mut waiting = pod("a", "1", false);
-        waiting.node = None;
+        Arc::make_mut(&mut waiting).node = None;
         let mut ending = pod("b", "1", false);
-        ending.terminating = true;
+        Arc::make_mut(&mut ending).terminating = true;
         assert!(assign(&[waiting, ending], &BTreeMap::new()).is_empty());
     }
 

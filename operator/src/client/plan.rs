@@ -1,6 +1,7 @@
 //! What is to be done for one AeroClient: a pure function of what is observed.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::sync::Arc;
 
 use aero_crds::{
     AcpMapping, AcpMappingSpec, AeroClient, ClientRef, Family, Holder, LinkRef, Phase, annotations,
@@ -12,6 +13,8 @@ use super::doubles::{age, give_up_doubles, holder_of};
 use super::identity::{self, PodView};
 use crate::allocation::{EffectivePool, describe};
 use crate::events::reason_of_refusal;
+use crate::table::Table;
+use crate::taken::Taken;
 
 /// What is known of the link.
 #[derive(Debug, Clone)]
@@ -30,17 +33,15 @@ pub struct Observed<'a> {
     /// Its link, if there is one of that name.
     pub link: Option<LinkView>,
     /// The pods that it selects and no older client does.
-    pub pods: Vec<PodView>,
+    pub pods: Vec<Arc<PodView>>,
     /// Names of pods that it selects but an older client has, with that client's name.
     pub taken_pods: Vec<(String, String)>,
-    /// All mappings of all clients.
-    pub mappings: Vec<&'a AcpMapping>,
-    /// Internal addresses of nodes.
+    /// All mappings of all clients, and the largest epochs that were ever seen.
+    pub table: &'a Table,
+    /// Internal addresses of the nodes that those pods run on.
     pub nodes: BTreeMap<String, Vec<String>>,
     /// Unix seconds: no new epoch is smaller (docs/decisions/007-epochs-after-a-restore.md).
     pub floor: i64,
-    /// The largest epoch of each prefix, by its mapping's name, that was ever seen.
-    pub known: BTreeMap<String, i64>,
 }
 
 /// A refusal: one word and a sentence.
@@ -108,13 +109,16 @@ pub struct Identity {
     pub epoch: i64,
 }
 
+/// Identity -> its mappings.
+type Own = BTreeMap<String, Vec<Arc<AcpMapping>>>;
+
 /// Makes the plan.
 pub fn plan(seen: &Observed<'_>) -> Plan {
     let mut plan = Plan::default();
     let key = client_ref(seen.client);
-    let mut own: BTreeMap<String, Vec<AcpMapping>> = BTreeMap::new();
-    for m in seen.mappings.iter().filter(|m| m.spec.client_ref == key) {
-        own.entry(m.spec.identity.clone()).or_default().push((*m).clone());
+    let mut own: Own = BTreeMap::new();
+    for m in seen.table.of_client(&format!("{}/{}", key.namespace, key.name)) {
+        own.entry(m.spec.identity.clone()).or_default().push(Arc::clone(m));
     }
     let Some(link) = &seen.link else {
         let name = &seen.client.spec.link_ref.name;
@@ -126,47 +130,44 @@ pub fn plan(seen: &Observed<'_>) -> Plan {
         keep_identities(&mut plan, &own);
         return plan;
     };
-    let mut held = own.iter().map(|(i, ms)| (i.clone(), holder_of(ms, &seen.pods))).collect();
+    let uids: HashSet<&str> = seen.pods.iter().map(|p| p.uid.as_str()).collect();
+    let mut held = own.iter().map(|(i, ms)| (i.clone(), holder_of(ms, &uids))).collect();
     let doubles = give_up_doubles(seen, &mut own, &mut held, &mut plan);
     let mut assigned = identity::assign(&seen.pods, &held);
     // Whoever is to have such an identity gets it when its mapping says that it is free.
     assigned.retain(|identity, _| !doubles.contains(identity));
     let asked = asked_prefixes(seen, link, &key, &mut plan);
-    let mapped: BTreeSet<IpNet> =
-        seen.mappings.iter().filter_map(|m| m.spec.prefix.parse().ok()).collect();
     if !plan.refusals.is_empty() {
         refuse_pods(seen, &mut plan, &own);
         // What a pod holds it keeps, and an operator that ended between two writes may not have
         // said so on the pod.
+        let mut holds: HashMap<&str, String> = HashMap::new();
+        for (identity, mappings) in &own {
+            for pod in mappings.iter().filter_map(|m| m.spec.holder.as_ref()) {
+                if let Some(uid) = uids.get(pod.pod_uid.as_str()) {
+                    holds.entry(uid).or_insert_with(|| identity.clone());
+                }
+            }
+        }
         for pod in &seen.pods {
-            let held =
-                |m: &AcpMapping| m.spec.holder.as_ref().is_some_and(|h| h.pod_uid == pod.uid);
-            let Some(identity) = own.iter().find(|(_, ms)| ms.iter().any(held)) else { continue };
-            let (identity, mut kept) = (identity.0.clone(), identity.1.clone());
-            kept.retain(held);
-            own.remove(&identity);
-            let (key, mapped, identity) = (&key, &mapped, &identity);
-            Want { seen, link, asked: &asked, mapped, key, identity, pod }.settle(kept, &mut plan);
+            let Some(identity) = holds.get(pod.uid.as_str()) else { continue };
+            let Some(mut kept) = own.remove(identity) else { continue };
+            kept.retain(|m| m.spec.holder.as_ref().is_some_and(|h| h.pod_uid == pod.uid));
+            Want { seen, link, asked: &asked, key: &key, identity, pod }.settle(kept, &mut plan);
         }
         tell_repaired(&mut plan);
         keep_identities(&mut plan, &own);
         return plan;
     }
-    let mut taken = mapped.clone();
-    // What is asked for by name is not given to others that ask for any.
-    taken.extend(asked.iter().copied());
+    // What this plan gives; and what is asked for by name is not given to others that ask for any.
+    let mut given = Taken::default();
+    for prefix in &asked {
+        given.insert(*prefix);
+    }
     for (identity, pod) in assigned {
         let present = own.remove(&identity).unwrap_or_default();
-        let want = Want {
-            seen,
-            link,
-            asked: &asked,
-            mapped: &mapped,
-            key: &key,
-            identity: &identity,
-            pod,
-        };
-        want.plan(&present, &mut taken, &mut plan);
+        let want = Want { seen, link, asked: &asked, key: &key, identity: &identity, pod };
+        want.plan(&present, &mut given, &mut plan);
     }
     tell_repaired(&mut plan);
     keep_identities(&mut plan, &own);
@@ -186,21 +187,19 @@ struct Want<'a> {
     seen: &'a Observed<'a>,
     link: &'a LinkView,
     asked: &'a [IpNet],
-    /// Prefixes that have a mapping.
-    mapped: &'a BTreeSet<IpNet>,
     key: &'a ClientRef,
     identity: &'a str,
     pod: &'a PodView,
 }
 
 impl Want<'_> {
-    fn plan(&self, present: &[AcpMapping], taken: &mut BTreeSet<IpNet>, plan: &mut Plan) {
-        let mut kept: Vec<AcpMapping> = Vec::new();
+    fn plan(&self, present: &[Arc<AcpMapping>], given: &mut Taken, plan: &mut Plan) {
+        let mut kept: Vec<Arc<AcpMapping>> = Vec::new();
         let asked = identity::ordinal(self.identity).and_then(|n| self.asked.get(n)).copied();
         let mut refusal = None;
         for family in &self.seen.client.spec.families {
-            let of_family = |m: &&AcpMapping| family_of(m) == Some(*family);
-            let mut candidates: Vec<&AcpMapping> = present.iter().filter(of_family).collect();
+            let of_family = |m: &&Arc<AcpMapping>| family_of(m) == Some(*family);
+            let mut candidates: Vec<&Arc<AcpMapping>> = present.iter().filter(of_family).collect();
             // Where two operators have each made one, both must choose the same: the older.
             candidates.sort_by_cached_key(|m| {
                 (!self.is_holder(m), phase_of(m) == Some(Phase::Cooling), age(m))
@@ -208,9 +207,10 @@ impl Want<'_> {
             let asked =
                 asked.filter(|p| pool_of(self.link, *p).is_some_and(|q| q.family() == *family));
             let running = candidates.iter().any(|m| self.is_holder(m));
-            let fits =
-                |m: &&&AcpMapping| running || asked.is_none_or(|p| m.spec.prefix.parse() == Ok(p));
-            let chosen = candidates.iter().find(fits).map(|m| (**m).clone());
+            let fits = |m: &&&Arc<AcpMapping>| {
+                running || asked.is_none_or(|p| m.spec.prefix.parse() == Ok(p))
+            };
+            let chosen = candidates.iter().find(fits).map(|m| Arc::clone(m));
             for surplus in candidates {
                 let stays =
                     chosen.as_ref().is_some_and(|c| c.metadata.name == surplus.metadata.name);
@@ -218,13 +218,13 @@ impl Want<'_> {
                 let used = self.is_holder(surplus)
                     && (self.was_told(surplus) || self.told_before(annotations::PREFIX).is_none());
                 if !stays && !used && phase_of(surplus) != Some(Phase::Cooling) {
-                    plan.writes.push(Write::Retire(surplus.clone()));
+                    plan.writes.push(Write::Retire((**surplus).clone()));
                 }
             }
             let mapping = match chosen {
                 Some(m) => Ok(m),
                 None => {
-                    self.new_mapping(*family, self.told(*family, asked, taken).or(asked), taken)
+                    self.new_mapping(*family, self.told(*family, asked, given).or(asked), given)
                 }
             };
             match mapping {
@@ -240,7 +240,7 @@ impl Want<'_> {
     }
 
     /// Makes the pod the holder of mappings, and says so on it.
-    fn settle(&self, kept: Vec<AcpMapping>, plan: &mut Plan) {
+    fn settle(&self, kept: Vec<Arc<AcpMapping>>, plan: &mut Plan) {
         if kept.is_empty() {
             return;
         }
@@ -251,7 +251,7 @@ impl Want<'_> {
             let after = self.hold(mapping, claimed, plan);
             identity.prefixes.extend(after.spec.prefix.parse::<IpNet>());
             identity.epoch = identity.epoch.max(after.spec.epoch);
-            identity.holder = after.spec.holder;
+            identity.holder = after.spec.holder.clone();
         }
         self.annotate(&identity, plan);
         plan.identities.insert(self.identity.to_string(), identity);
@@ -265,11 +265,11 @@ impl Want<'_> {
         &self,
         family: Family,
         asked: Option<IpNet>,
-        taken: &mut BTreeSet<IpNet>,
-    ) -> Result<AcpMapping, Refusal> {
+        given: &mut Taken,
+    ) -> Result<Arc<AcpMapping>, Refusal> {
         let free = || {
             let mut pools = self.link.pools.iter().filter(|p| p.family() == family);
-            pools.find_map(|p| p.lowest_free(taken))
+            pools.find_map(|p| p.lowest_free(&[self.seen.table.taken(), given]))
         };
         let exhausted = || Refusal {
             reason: "PoolExhausted",
@@ -280,17 +280,16 @@ impl Want<'_> {
                 describe(&self.link.pools),
             ),
         };
-        if let Some(prefix) = asked.filter(|p| self.mapped.contains(p)) {
+        if let Some((prefix, holder)) = asked.and_then(|p| Some((p, self.seen.table.of_prefix(p)?)))
+        {
             // Another identity of this client has it; the mappings of others were looked at before.
-            let holder = self.seen.mappings.iter().find(|m| m.spec.prefix.parse() == Ok(prefix));
-            let message = holder.map_or_else(String::new, |m| held_by(m, prefix));
-            return Err(Refusal { reason: "PrefixHeld", message });
+            return Err(Refusal { reason: "PrefixHeld", message: held_by(holder, prefix) });
         }
         let prefix = asked.or_else(free).ok_or_else(exhausted)?;
-        taken.insert(prefix);
+        given.insert(prefix);
         let name = mapping_name(prefix).ok_or_else(exhausted)?;
         let id = client_id(&self.link.name, &self.key.namespace, &self.key.name, self.identity);
-        Ok(AcpMapping::new(
+        Ok(Arc::new(AcpMapping::new(
             &name,
             AcpMappingSpec {
                 prefix: prefix.to_string(),
@@ -301,7 +300,7 @@ impl Want<'_> {
                 holder: None,
                 epoch: 0,
             },
-        ))
+        )))
     }
 
     /// What the pod was told before, if it was this client that told it.
@@ -328,10 +327,10 @@ impl Want<'_> {
     }
 
     /// The prefix that the pod was told, where the table has lost it: the pod runs with it.
-    fn told(&self, family: Family, asked: Option<IpNet>, taken: &BTreeSet<IpNet>) -> Option<IpNet> {
+    fn told(&self, family: Family, asked: Option<IpNet>, given: &Taken) -> Option<IpNet> {
         let free = |p: &IpNet| {
             let own = asked == Some(*p);
-            !self.mapped.contains(p) && (own || !taken.contains(p))
+            !self.seen.table.taken().contains(*p) && (own || !given.contains(*p))
         };
         let fits = |p: &IpNet| pool_of(self.link, *p).is_some_and(|q| q.family() == family);
         self.told_prefixes().find(|p| free(p) && fits(p))
@@ -339,7 +338,7 @@ impl Want<'_> {
 
     /// Makes the pod the holder; the mapping as it will be. `claimed`: an epoch that the pod was
     /// told and the table does not know.
-    fn hold(&self, mut mapping: AcpMapping, claimed: i64, plan: &mut Plan) -> AcpMapping {
+    fn hold(&self, mapping: Arc<AcpMapping>, claimed: i64, plan: &mut Plan) -> Arc<AcpMapping> {
         let node = self.pod.node.clone().unwrap_or_default();
         let underlay = self.seen.nodes.get(&node).cloned().unwrap_or_default();
         let holder = Holder {
@@ -350,15 +349,16 @@ impl Want<'_> {
         };
         let before = mapping.spec.holder.clone();
         let cooling = phase_of(&mapping) == Some(Phase::Cooling);
-        let known = mapping.metadata.name.as_ref().and_then(|n| self.seen.known.get(n));
-        let known = known.copied().unwrap_or(0).max(claimed);
+        let name = mapping.metadata.name.as_deref().unwrap_or_default();
+        let known = self.seen.table.known_epoch(name).max(claimed);
         let old = mapping.spec.epoch;
         if before.as_ref() == Some(&holder) && !cooling && old >= known {
             if !is_bound(&mapping) {
-                plan.writes.push(Write::Bind(mapping.clone()));
+                plan.writes.push(Write::Bind((*mapping).clone()));
             }
             return mapping;
         }
+        let mut mapping = Arc::unwrap_or_clone(mapping);
         // A pod that is put back with an older store may be placed anew, on another node.
         let same =
             before.as_ref().is_some_and(|h| h.pod_uid == holder.pod_uid && h.node == holder.node);
@@ -378,7 +378,7 @@ impl Want<'_> {
             None => Write::Create(mapping.clone()),
             Some(_) => Write::Replace(mapping.clone()),
         });
-        mapping
+        Arc::new(mapping)
     }
 
     fn tell(&self, mapping: &AcpMapping, before: Option<&Holder>, node: &str) -> Told {
@@ -455,10 +455,7 @@ fn asked_prefixes(
             });
             continue;
         }
-        let other = seen
-            .mappings
-            .iter()
-            .find(|m| m.spec.prefix.parse() == Ok(prefix) && m.spec.client_ref != *key);
+        let other = seen.table.of_prefix(prefix).filter(|m| m.spec.client_ref != *key);
         if let Some(m) = other {
             plan.refusals.push(Refusal { reason: "PrefixHeld", message: held_by(m, prefix) });
         }
@@ -493,7 +490,7 @@ fn tell_repaired(plan: &mut Plan) {
     plan.told.push(told);
 }
 
-fn refuse_pods(seen: &Observed<'_>, plan: &mut Plan, own: &BTreeMap<String, Vec<AcpMapping>>) {
+fn refuse_pods(seen: &Observed<'_>, plan: &mut Plan, own: &Own) {
     let Some(refusal) = plan.refusals.first().cloned() else { return };
     let holders: BTreeSet<&str> = own
         .values()
@@ -525,12 +522,7 @@ fn refuse_pod(pod: &PodView, refusal: &Refusal, plan: &mut Plan) {
 
 /// Plans the annotations of a pod if they differ from what it has; tells whether they do.
 fn want_annotations(pod: &PodView, wanted: BTreeMap<String, String>, plan: &mut Plan) -> bool {
-    let ours: BTreeMap<String, String> = pod
-        .annotations
-        .iter()
-        .filter(|(k, _)| k.starts_with("aerolink.dev/"))
-        .map(|(k, v)| (k.clone(), v.clone()))
-        .collect();
+    let ours = identity::ours(pod.annotations.iter());
     let differ = ours != wanted;
     if differ {
         plan.annotate.push((pod.name.clone(), pod.uid.clone(), wanted));
@@ -539,9 +531,9 @@ fn want_annotations(pod: &PodView, wanted: BTreeMap<String, String>, plan: &mut 
 }
 
 /// Identities that have no pod now keep their prefixes.
-fn keep_identities(plan: &mut Plan, own: &BTreeMap<String, Vec<AcpMapping>>) {
+fn keep_identities(plan: &mut Plan, own: &Own) {
     for (identity, mappings) in own {
-        let live: Vec<&AcpMapping> =
+        let live: Vec<&Arc<AcpMapping>> =
             mappings.iter().filter(|m| phase_of(m) != Some(Phase::Cooling)).collect();
         if live.is_empty() {
             continue;

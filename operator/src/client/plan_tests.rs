@@ -17,8 +17,8 @@ fn link() -> Option<LinkView> {
     Some(LinkView { name: "default".into(), pools: vec![pool] })
 }
 
-fn pod(name: &str, uid: &str, node: &str) -> PodView {
-    PodView {
+fn pod(name: &str, uid: &str, node: &str) -> Arc<PodView> {
+    Arc::new(PodView {
         name: name.into(),
         uid: uid.into(),
         node: Some(node.into()),
@@ -26,21 +26,27 @@ fn pod(name: &str, uid: &str, node: &str) -> PodView {
         terminating: false,
         created: "1".into(),
         annotations: BTreeMap::new(),
-    }
+    })
+}
+
+fn fill(table: &mut Table, mappings: Vec<&AcpMapping>) {
+    table.refill(mappings.into_iter().cloned().map(Arc::new));
 }
 
 fn observed<'a>(
     client: &'a AeroClient,
-    pods: Vec<PodView>,
-    mappings: Vec<&'a AcpMapping>,
+    pods: Vec<Arc<PodView>>,
+    mappings: Vec<&AcpMapping>,
 ) -> Observed<'a> {
     let nodes = ["n1", "n2", "n3"]
         .iter()
         .enumerate()
         .map(|(i, n)| ((*n).to_string(), vec![format!("192.0.2.1{}", i + 1)]))
         .collect();
-    let known = BTreeMap::new();
-    Observed { client, link: link(), pods, taken_pods: vec![], mappings, nodes, floor: 0, known }
+    // A test's table lives as long as the test.
+    let table = Box::leak(Box::default());
+    fill(table, mappings);
+    Observed { client, link: link(), pods, taken_pods: vec![], table, nodes, floor: 0 }
 }
 
 /// What the API server would hold after the writes of a plan.
@@ -93,8 +99,8 @@ fn a_plan_that_was_carried_out_leaves_nothing_to_do() {
     let mut p = pod("web-0", "u1", "n1");
     let first = plan(&observed(&c, vec![p.clone()], vec![]));
     let mappings = written(&first);
-    p.annotations = first.annotate[0].2.clone();
-    p.annotations.insert("other".into(), "kept".into());
+    Arc::make_mut(&mut p).annotations = first.annotate[0].2.clone();
+    Arc::make_mut(&mut p).annotations.insert("other".into(), "kept".into());
     let again = plan(&observed(&c, vec![p], mappings.iter().collect()));
     assert!(again.writes.is_empty() && again.annotate.is_empty() && again.told.is_empty());
     assert_eq!(again.identities["web-0"].prefixes.len(), 1);
@@ -172,7 +178,7 @@ fn a_link_that_does_not_exist_is_refused_and_running_pods_are_left_alone() {
     let mut running = pod("web-0", "u1", "n1");
     let first = plan(&observed(&c, vec![running.clone()], vec![]));
     let mappings = written(&first);
-    running.annotations = first.annotate[0].2.clone();
+    Arc::make_mut(&mut running).annotations = first.annotate[0].2.clone();
     let waiting = pod("web-1", "u2", "n1");
     let mut seen = observed(&c, vec![running, waiting], mappings.iter().collect());
     seen.link = None;
@@ -225,8 +231,8 @@ fn a_table_that_is_older_than_what_the_pod_was_told_is_repaired_under_a_larger_e
     let mut p = pod("web-0", "u1", "n1");
     let first = plan(&observed(&c, vec![p.clone()], vec![]));
     let table = written(&first);
-    p.annotations = first.annotate[0].2.clone();
-    p.annotations.insert(annotations::EPOCH.into(), "7".into());
+    Arc::make_mut(&mut p).annotations = first.annotate[0].2.clone();
+    Arc::make_mut(&mut p).annotations.insert(annotations::EPOCH.into(), "7".into());
     let mut seen = observed(&c, vec![p], table.iter().collect());
     seen.floor = 5;
     let next = plan(&seen);
@@ -246,7 +252,11 @@ fn a_new_epoch_is_never_smaller_than_the_clock_or_than_one_that_was_seen() {
         other => panic!("{other:?}"),
     };
     assert_eq!(epoch(&seen), 1_800_000_000);
-    seen.known.insert("2001-db8-a-1-64".into(), 1_900_000_000);
+    let mut table = Table::default();
+    let mut old = written(&plan(&seen)).remove(0);
+    old.spec.epoch = 1_900_000_000;
+    table.learn(&old);
+    seen.table = &table;
     assert_eq!(epoch(&seen), 1_900_000_001);
 }
 
@@ -257,7 +267,7 @@ fn a_pod_whose_mapping_was_lost_gets_the_prefix_that_it_was_told() {
     let pods = vec![pod("web-0", "u0", "n1"), p.clone()];
     let first = plan(&observed(&c, pods, vec![]));
     let told = first.annotate.iter().find(|(name, ..)| name == "web-1").unwrap();
-    p.annotations = told.2.clone();
+    Arc::make_mut(&mut p).annotations = told.2.clone();
     let next = plan(&observed(&c, vec![p], vec![]));
     let [Write::Create(m)] = &next.writes[..] else { panic!("{:?}", next.writes) };
     assert_eq!(m.spec.prefix, "2001:db8:a:2::/64");

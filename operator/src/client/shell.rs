@@ -1,24 +1,24 @@
 //! Reads what the plan needs, carries the plan out.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use aero_crds::{AcpMapping, AeroClient, AeroLink, annotations, parse_duration};
 use anyhow::Context as _;
-use futures::{TryStreamExt, stream};
-use k8s_openapi::api::core::v1::{Node, ObjectReference, Pod};
+use futures::{StreamExt, TryStreamExt, stream};
+use k8s_openapi::api::core::v1::{ObjectReference, Pod};
 use kube::api::{Patch, PatchParams, PostParams};
 use kube::runtime::reflector::ObjectRef;
 use kube::{Api, Resource, ResourceExt};
 use serde_json::json;
 
-use super::identity::PodView;
-use super::plan::{LinkView, Observed, Plan, Told, Write, client_ref, plan};
-use super::{owner, status};
+use super::plan::{LinkView, Observed, Plan, Told, Write, plan};
+use super::status;
 use crate::allocation::effective_pools;
-use crate::context::{Context, apply_status, in_order};
+use crate::context::{Context, apply_status};
 use crate::events::{Note, publish, reason_of_refusal};
 use crate::mapping::{bind, holder_lives, holder_uses, retire};
+use crate::members::Member;
 
 /// Field manager of what this controller applies.
 const MANAGER: &str = "aero-operator-client";
@@ -30,34 +30,42 @@ const PARALLEL: usize = 16;
 /// # Errors
 /// If a write fails; the caller tries again.
 pub async fn reconcile(ctx: &Context, key: &str) -> anyhow::Result<()> {
-    let clients = ctx.clients.state();
-    let alive = |c: &&Arc<AeroClient>| c.metadata.deletion_timestamp.is_none();
-    let Some(client) = clients.iter().filter(alive).find(|c| key_of(c) == key).cloned() else {
+    let Some(client) = alive(ctx, key) else {
         return client_gone(ctx, key).await;
     };
-    // Of the others the order does not matter, and they are many.
-    let own = |m: &Arc<AcpMapping>| m.spec.client_ref == client_ref(&client);
-    let (own, others): (Vec<_>, Vec<_>) = ctx.mappings.state().into_iter().partition(own);
-    let mappings = [in_order(own), others].concat();
-    let (pods, taken_pods) = pods_of(ctx, &clients, &client);
-    let seen = Observed {
-        client: &client,
-        link: ctx
-            .links
-            .state()
-            .iter()
-            .find(|l| l.name_any() == client.spec.link_ref.name)
-            .map(|l| view(l, &ctx.cluster)),
-        pods,
-        taken_pods,
-        mappings: mappings.iter().map(AsRef::as_ref).collect(),
-        nodes: ctx.nodes.state().iter().map(|n| (n.name_any(), addresses(n))).collect(),
-        floor: ctx.now().0.as_second(),
-        known: ctx.known_epochs(),
+    let link = ctx.links.get(&ObjectRef::new(&client.spec.link_ref.name));
+    let plan = {
+        let members = ctx.members();
+        let (mut pods, mut taken_pods) = (Vec::new(), Vec::new());
+        let name = client.name_any();
+        for member in members.pods_of(key).filter(|m| m.selected.contains(&name)) {
+            let Some(view) = &member.view else { continue };
+            match &member.owner {
+                Some(owner) if *owner == name => pods.push(Arc::clone(view)),
+                Some(other) => taken_pods.push((member.name.clone(), other.clone())),
+                None => {}
+            }
+        }
+        let nodes: BTreeSet<&String> = pods.iter().filter_map(|p| p.node.as_ref()).collect();
+        let nodes = nodes.into_iter().map(|n| (n.clone(), members.addresses_of(n).to_vec()));
+        plan(&Observed {
+            client: &client,
+            link: link.map(|l| view(&l, &ctx.cluster)),
+            nodes: nodes.collect(),
+            pods,
+            taken_pods,
+            table: &ctx.table(),
+            floor: ctx.now().0.as_second(),
+        })
     };
-    let plan = plan(&seen);
     carry_out(ctx, &client, &plan).await?;
     strip_unselected(ctx, &client).await
+}
+
+/// The client of a key, unless it is gone or being deleted.
+fn alive(ctx: &Context, key: &str) -> Option<Arc<AeroClient>> {
+    let members = ctx.members();
+    members.client(key).filter(|c| c.metadata.deletion_timestamp.is_none()).cloned()
 }
 
 /// `namespace/name`.
@@ -67,29 +75,6 @@ fn key_of(client: &AeroClient) -> String {
 
 fn view(link: &Arc<AeroLink>, cluster: &str) -> LinkView {
     LinkView { name: link.name_any(), pools: effective_pools(link, cluster) }
-}
-
-/// All internal addresses of a node.
-fn addresses(node: &Node) -> Vec<String> {
-    let all = node.status.as_ref().and_then(|s| s.addresses.as_deref()).unwrap_or_default();
-    all.iter().filter(|a| a.type_ == "InternalIP").map(|a| a.address.clone()).collect()
-}
-
-fn pods_of(
-    ctx: &Context,
-    clients: &[Arc<AeroClient>],
-    client: &AeroClient,
-) -> (Vec<PodView>, Vec<(String, String)>) {
-    let (mut pods, mut taken) = (Vec::new(), Vec::new());
-    for pod in in_order(ctx.pods.state_filter(|p| client.selects(p))) {
-        let Some(view) = PodView::of(&pod) else { continue };
-        match owner(clients, &pod) {
-            Some(o) if o.metadata.uid == client.metadata.uid => pods.push(view),
-            Some(other) => taken.push((view.name, other.name_any())),
-            None => {}
-        }
-    }
-    (pods, taken)
 }
 
 async fn carry_out(ctx: &Context, client: &AeroClient, plan: &Plan) -> anyhow::Result<()> {
@@ -105,20 +90,27 @@ async fn carry_out(ctx: &Context, client: &AeroClient, plan: &Plan) -> anyhow::R
             annotate(ctx, &namespace, name, uid, wanted)
         })
         .await?;
-    for told in &plan.told {
-        tell(ctx, client, told).await;
-    }
-    tell_refusal(ctx, client, plan).await;
-    let status = status::status(client, plan, &ctx.now());
-    if client.status.as_ref() != Some(&status) {
+    // All of these only say what has been written above. Events that are not taken fail nothing.
+    let told = async {
+        let each = stream::iter(&plan.told);
+        each.for_each_concurrent(PARALLEL, |told| tell(ctx, client, told)).await;
+        tell_refusal(ctx, client, plan).await;
+    };
+    let status = async {
+        let status = status::status(client, plan, &ctx.now());
+        if client.status.as_ref() == Some(&status) {
+            return Ok(());
+        }
         let api: Api<AeroClient> = Api::namespaced(ctx.client.clone(), &namespace);
-        apply_status(&api, &client.name_any(), MANAGER, &status).await?;
-    }
-    let bound: Vec<AcpMapping> = stream::iter(written.into_iter().map(Ok))
+        apply_status(&api, &client.name_any(), MANAGER, &status).await
+    };
+    let bound = stream::iter(written.into_iter().map(Ok))
         .map_ok(|m| bind(ctx, m))
         .try_buffer_unordered(PARALLEL)
-        .try_collect()
-        .await?;
+        .try_collect::<Vec<AcpMapping>>();
+    let ((), status, bound) = tokio::join!(told, status, bound);
+    status?;
+    let bound = bound?;
     // The next round must see what this one wrote, or it would allocate twice.
     ctx.caught_up(&bound).await
 }
@@ -159,7 +151,7 @@ async fn write(
 /// Refuses to take a prefix from a pod that lives: then this operator's cache of pods lags, or it
 /// does not lead any more and another operator has placed that pod.
 async fn may_take(ctx: &Context, mapping: &AcpMapping) -> anyhow::Result<()> {
-    let Some(present) = ctx.mappings.get(&ObjectRef::from_obj(mapping)) else { return Ok(()) };
+    let Some(present) = ctx.table().get(&mapping.name_any()).cloned() else { return Ok(()) };
     let uid = |m: &AcpMapping| m.spec.holder.as_ref().map(|h| h.pod_uid.clone());
     if uid(&present) != uid(mapping) && holder_lives(ctx, &present).await? {
         anyhow::bail!("{} is held by a pod that lives", mapping.spec.prefix);
@@ -225,31 +217,25 @@ async fn tell_refusal(ctx: &Context, client: &AeroClient, plan: &Plan) {
 /// mapping controller, which notices their missing client; so no finalizer is needed, and
 /// nothing hangs where the operator was uninstalled first.
 async fn client_gone(ctx: &Context, key: &str) -> anyhow::Result<()> {
-    let Some((namespace, name)) = key.split_once('/') else { return Ok(()) };
-    let pods = ctx.pods.state_filter(|p| {
-        p.namespace().as_deref() == Some(namespace)
-            && p.annotations().get(annotations::CLIENT).map(String::as_str) == Some(name)
-    });
-    for pod in in_order(pods) {
-        if let Some(uid) = pod.metadata.uid.clone() {
-            annotate(ctx, namespace, &pod.name_any(), &uid, &BTreeMap::new()).await?;
-        }
-    }
-    Ok(())
+    let Some((_, name)) = key.split_once('/') else { return Ok(()) };
+    strip(ctx, key, |m| m.said.as_deref() == Some(name)).await
 }
 
 /// Pods that this client had and selects no more lose their annotations.
 async fn strip_unselected(ctx: &Context, client: &AeroClient) -> anyhow::Result<()> {
     let name = client.name_any();
-    let stale = ctx.pods.state_filter(|p| {
-        p.metadata.namespace == client.metadata.namespace
-            && p.annotations().get(annotations::CLIENT) == Some(&name)
-            && !client.selects(p)
-    });
-    for pod in in_order(stale) {
-        if let Some(uid) = pod.metadata.uid.clone() {
-            let namespace = client.namespace().unwrap_or_default();
-            annotate(ctx, &namespace, &pod.name_any(), &uid, &BTreeMap::new()).await?;
+    let stale = |m: &Member| m.said.as_ref() == Some(&name) && !m.selected.contains(&name);
+    strip(ctx, &key_of(client), stale).await
+}
+
+/// Takes our annotations off those pods that a client has to do with and that are `stale`.
+async fn strip(ctx: &Context, key: &str, stale: impl Fn(&Member) -> bool) -> anyhow::Result<()> {
+    let namespace = key.split_once('/').map_or("", |(namespace, _)| namespace);
+    let stale: Vec<Arc<Member>> =
+        ctx.members().pods_of(key).filter(|m| stale(m)).cloned().collect();
+    for pod in stale {
+        if let Some(uid) = &pod.uid {
+            annotate(ctx, namespace, &pod.name, uid, &BTreeMap::new()).await?;
         }
     }
     Ok(())

@@ -1,46 +1,32 @@
 //! AeroLink: the pools in effect and how full they are.
 
-use std::collections::BTreeSet;
-
-use aero_crds::{
-    AcpMapping, AeroLink, AeroLinkStatus, Phase, PoolStatus, condition, set_condition,
-};
-use ipnet::IpNet;
+use aero_crds::{AeroLink, AeroLinkStatus, PoolStatus, condition, set_condition};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::{Api, ResourceExt};
 
 use crate::allocation::{EffectivePool, effective_pools};
 use crate::context::{Context, apply_status};
+use crate::table::Count;
 
 /// Field manager of what this controller applies.
 const MANAGER: &str = "aero-operator-link";
 
-/// The status of a link: a pure function of what is observed.
+/// The status of a link: a pure function of what is observed. `counts`: of each of `pools`.
 pub fn status(
     link: &AeroLink,
     pools: &[EffectivePool],
     others: &[(String, Vec<EffectivePool>)],
-    mappings: &[&AcpMapping],
+    counts: &[Count],
     now: &Time,
 ) -> AeroLinkStatus {
     let generation = link.metadata.generation;
     let mut status = link.status.clone().unwrap_or_default();
     status.observed_generation = generation;
-    let (mut used, mut cooling) = (BTreeSet::new(), BTreeSet::new());
-    for mapping in mappings {
-        let Ok(prefix) = mapping.spec.prefix.parse::<IpNet>() else { continue };
-        match mapping.status.as_ref().and_then(|s| s.phase) {
-            Some(Phase::Cooling) => cooling.insert(prefix),
-            _ => used.insert(prefix),
-        };
-    }
-    let count = |set: &BTreeSet<IpNet>, pool: &EffectivePool| {
-        i64::try_from(set.iter().filter(|p| pool.has_member(**p)).count()).unwrap_or(i64::MAX)
-    };
     status.pools = pools
         .iter()
-        .map(|pool| {
-            let (in_use, cooling) = (count(&used, pool), count(&cooling, pool));
+        .zip(counts)
+        .map(|(pool, count)| {
+            let (in_use, cooling) = (count.used, count.cooling);
             let size = i64::try_from(pool.size()).unwrap_or(i64::MAX);
             PoolStatus {
                 prefix: pool.prefix.to_string(),
@@ -87,9 +73,8 @@ pub async fn reconcile(ctx: &Context, name: &str) -> anyhow::Result<()> {
         .filter(|l| l.name_any() != name)
         .map(|l| (l.name_any(), effective_pools(l, &ctx.cluster)))
         .collect();
-    let mappings = ctx.mappings.state_filter(|m| m.spec.link_ref.name == name);
-    let mappings: Vec<&AcpMapping> = mappings.iter().map(AsRef::as_ref).collect();
-    let status = status(link, &pools, &others, &mappings, &ctx.now());
+    let counts = ctx.table().count(name, &pools);
+    let status = status(link, &pools, &others, &counts, &ctx.now());
     if link.status.as_ref() == Some(&status) {
         return Ok(());
     }
@@ -111,13 +96,13 @@ mod tests {
         let link = AeroLink::new("a", AeroLinkSpec::default());
         let others = vec![("b".to_string(), vec![pool("2001:db8::/40")])];
         let at = Time("2026-01-01T00:00:00Z".parse().unwrap());
-        let s = status(&link, &[pool("2001:db8:1::/48")], &others, &[], &at);
+        let s = status(&link, &[pool("2001:db8:1::/48")], &others, &[Count::default()], &at);
         assert!(!is_true(&s.conditions, "Ready"));
         assert_eq!(
             s.conditions[0].message,
             "pool 2001:db8:1::/48 overlaps 2001:db8::/40 of link \"b\""
         );
-        let s = status(&link, &[pool("2001:db9:1::/48")], &others, &[], &at);
+        let s = status(&link, &[pool("2001:db9:1::/48")], &others, &[Count::default()], &at);
         assert!(is_true(&s.conditions, "Ready"));
         assert_eq!(s.pools[0].free, 65536);
     }

@@ -2,7 +2,9 @@
 //! second from what the caches hold, and carried out with the resourceVersion that it was taken
 //! from, so a mapping that changed meanwhile is left alone.
 
-use std::collections::{BTreeMap, HashSet};
+mod collect;
+
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use aero_crds::{
@@ -14,12 +16,15 @@ use chrono::{DateTime, Utc};
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions};
+use kube::runtime::reflector::ObjectRef;
 use kube::{Api, Resource, ResourceExt};
 use serde_json::{Value, json};
 
 use crate::client::identity::PodView;
-use crate::context::{Context, in_order, to_chrono};
+use crate::context::{Context, to_chrono};
 use crate::events::{self, Note};
+
+pub use collect::{Looks, collect};
 
 /// A holder whose pod is gone is taken off the mapping after this long, unless a new pod of the
 /// identity has taken its place.
@@ -45,26 +50,18 @@ pub enum Fate {
     Delete,
 }
 
-/// When a mapping was first seen without its pod, or without its client.
-#[derive(Debug, Default)]
-pub struct Looks {
-    podless: BTreeMap<String, DateTime<Utc>>,
-    orphaned: BTreeMap<String, DateTime<Utc>>,
-    /// Those whose status was not about their spec.
-    unsettled: HashSet<String>,
-}
-
-/// Decides about one mapping. `pods`: UIDs of all pods; `client`: its AeroClient, if it exists.
+/// Decides about one mapping. `here`: whether its holder's pod is there; `client`: its AeroClient, if
+/// it exists.
 pub fn fate(
     mapping: &AcpMapping,
     client: Option<&AeroClient>,
-    pods: &HashSet<String>,
+    here: bool,
     looks: &mut Looks,
     now: DateTime<Utc>,
 ) -> Fate {
     let name = mapping.name_any();
     let status = mapping.status.clone().unwrap_or_default();
-    let live = mapping.spec.holder.as_ref().is_some_and(|h| pods.contains(&h.pod_uid));
+    let live = here && mapping.spec.holder.is_some();
     if live {
         looks.podless.remove(&name);
     }
@@ -105,57 +102,6 @@ pub fn fate(
         }
     }
     Fate::Leave
-}
-
-/// One pass over all mappings.
-pub async fn collect(ctx: &Context, looks: &mut Looks) {
-    let pods: HashSet<String> =
-        ctx.pods.state().iter().filter_map(|p| p.metadata.uid.clone()).collect();
-    let clients = ctx.clients.state();
-    for mapping in in_order(ctx.mappings.state()) {
-        let of = &mapping.spec.client_ref;
-        let client = clients.iter().find(|c| {
-            c.name_any() == of.name && c.namespace().as_deref() == Some(of.namespace.as_str())
-        });
-        let fate = fate(&mapping, client.map(AsRef::as_ref), &pods, looks, to_chrono(&ctx.now()));
-        let done = match fate {
-            Fate::Leave => keep_settled(ctx, &mapping, looks).await,
-            Fate::MarkReleased => write(ctx, &mapping, Life::Kept(ctx.now())).await.map(drop),
-            Fate::ClearHolder | Fate::Retire(_) | Fate::Delete => {
-                match holder_lives(ctx, &mapping).await {
-                    Ok(false) => end(ctx, &mapping, &fate).await,
-                    Ok(true) => Ok(()),
-                    Err(e) => Err(e),
-                }
-            }
-        };
-        if let Err(e) = done {
-            tracing::debug!(prefix = mapping.spec.prefix, "left for the next pass: {e:#}");
-        }
-    }
-    let names: HashSet<String> = ctx.mappings.state().iter().map(|m| m.name_any()).collect();
-    looks.podless.retain(|n, _| names.contains(n));
-    looks.orphaned.retain(|n, _| names.contains(n));
-    looks.unsettled.retain(|n| names.contains(n));
-}
-
-/// A status that is not about its spec at two looks was lost with an operator that ended between
-/// its two writes, or is of a version that wrote less.
-async fn keep_settled(
-    ctx: &Context,
-    mapping: &AcpMapping,
-    looks: &mut Looks,
-) -> anyhow::Result<()> {
-    let now = ctx.now();
-    let life = phase_of(mapping, &now);
-    if mapping.status.as_ref() == Some(&status(mapping, life.clone(), &now)) {
-        looks.unsettled.remove(&mapping.name_any());
-        return Ok(());
-    }
-    if looks.unsettled.insert(mapping.name_any()) {
-        return Ok(());
-    }
-    write(ctx, mapping, life).await.map(drop)
 }
 
 /// Where a mapping is in its life, with the times that belong to it.
@@ -342,10 +288,7 @@ async fn delete(ctx: &Context, mapping: &AcpMapping) -> anyhow::Result<()> {
 /// Tells of a mapping, on itself and on its AeroClient.
 async fn tell(ctx: &Context, mapping: &AcpMapping, note: Note) {
     let of = &mapping.spec.client_ref;
-    let clients = ctx.clients.state();
-    let client = clients.iter().find(|c| {
-        c.name_any() == of.name && c.namespace().as_deref() == Some(of.namespace.as_str())
-    });
+    let client = ctx.clients.get(&ObjectRef::new(&of.name).within(&of.namespace));
     let mut about = vec![mapping.object_ref(&())];
     about.extend(client.map(|c| c.object_ref(&())));
     events::publish(ctx, &note, &about).await;
@@ -384,42 +327,38 @@ mod tests {
     #[test]
     fn a_holder_is_taken_off_only_after_a_grace_in_which_its_pod_stays_away() {
         let (m, c) = (mapping(Some("u1"), json!({"phase": "Bound"})), client());
-        let (none, some) = (HashSet::new(), HashSet::from(["u1".to_string()]));
         let mut looks = Looks::default();
-        assert_eq!(fate(&m, Some(&c), &none, &mut looks, at(0)), Fate::Leave);
-        assert_eq!(fate(&m, Some(&c), &some, &mut looks, at(4)), Fate::Leave);
-        assert_eq!(fate(&m, Some(&c), &none, &mut looks, at(6)), Fate::Leave, "counts anew");
-        assert_eq!(fate(&m, Some(&c), &none, &mut looks, at(11)), Fate::ClearHolder);
+        assert_eq!(fate(&m, Some(&c), false, &mut looks, at(0)), Fate::Leave);
+        assert_eq!(fate(&m, Some(&c), true, &mut looks, at(4)), Fate::Leave);
+        assert_eq!(fate(&m, Some(&c), false, &mut looks, at(6)), Fate::Leave, "counts anew");
+        assert_eq!(fate(&m, Some(&c), false, &mut looks, at(11)), Fate::ClearHolder);
     }
 
     #[test]
     fn a_prefix_without_a_pod_is_kept_for_its_time_and_then_cools_and_then_is_free() {
         let c = client();
-        let none = HashSet::new();
         let mut looks = Looks::default();
         let kept = mapping(None, json!({"phase": "Bound", "releasedAt": at(0)}));
-        assert_eq!(fate(&kept, Some(&c), &none, &mut looks, at(3599)), Fate::Leave);
+        assert_eq!(fate(&kept, Some(&c), false, &mut looks, at(3599)), Fate::Leave);
         let retire = Fate::Retire(Duration::from_secs(90));
-        assert_eq!(fate(&kept, Some(&c), &none, &mut looks, at(3600)), retire);
+        assert_eq!(fate(&kept, Some(&c), false, &mut looks, at(3600)), retire);
         let cooling = mapping(None, json!({"phase": "Cooling", "freeAt": at(3690)}));
-        assert_eq!(fate(&cooling, Some(&c), &none, &mut looks, at(3689)), Fate::Leave);
+        assert_eq!(fate(&cooling, Some(&c), false, &mut looks, at(3689)), Fate::Leave);
         // The time is in the object: an operator that starts now decides the same.
-        assert_eq!(fate(&cooling, None, &none, &mut Looks::default(), at(3690)), Fate::Delete);
+        assert_eq!(fate(&cooling, None, false, &mut Looks::default(), at(3690)), Fate::Delete);
     }
 
     #[test]
     fn a_mapping_without_a_client_is_given_up_after_two_looks_and_never_under_a_live_pod() {
-        let none = HashSet::new();
         let m = mapping(None, json!({"phase": "Bound"}));
         let mut looks = Looks::default();
-        assert_eq!(fate(&m, None, &none, &mut looks, at(0)), Fate::Leave);
-        assert_eq!(fate(&m, None, &none, &mut looks, at(59)), Fate::Leave);
-        assert_eq!(fate(&m, None, &none, &mut looks, at(60)), Fate::Retire(DEFAULT_COOL_DOWN));
+        assert_eq!(fate(&m, None, false, &mut looks, at(0)), Fate::Leave);
+        assert_eq!(fate(&m, None, false, &mut looks, at(59)), Fate::Leave);
+        assert_eq!(fate(&m, None, false, &mut looks, at(60)), Fate::Retire(DEFAULT_COOL_DOWN));
         let live = mapping(Some("u1"), json!({"phase": "Bound"}));
-        let some = HashSet::from(["u1".to_string()]);
         let mut looks = Looks::default();
-        fate(&live, None, &some, &mut looks, at(0));
-        assert_eq!(fate(&live, None, &some, &mut looks, at(600)), Fate::Leave);
+        fate(&live, None, true, &mut looks, at(0));
+        assert_eq!(fate(&live, None, true, &mut looks, at(600)), Fate::Leave);
     }
 
     #[test]

@@ -313,8 +313,9 @@ fn watch(shared: Shared, id: usize, call: Call) -> Body {
     }))
 }
 
+/// What a watch does next. An event is its type and its object; it is for all watches one object.
 enum Step {
-    Deliver(Value, Instant, u64),
+    Deliver(&'static str, Arc<Value>, Instant, u64),
     Skip(u64),
     Nothing,
     Expired(Refused),
@@ -337,24 +338,24 @@ impl Watch {
             let step = self.step();
             match step {
                 Step::Skip(version) => self.at = version,
-                Step::Deliver(event, written, version) => {
+                Step::Deliver(type_, object, written, version) => {
                     use rand::Rng;
                     let lag = self.rng.random_range(Duration::ZERO..=self.lag);
                     self.last = self.last.max(written + lag);
                     tokio::time::sleep_until(self.last).await;
                     let plural = &self.call.key.plural;
                     let of = match plural.as_str() {
-                        "pods" => event["object"]["metadata"]["name"].as_str(),
-                        "acpmappings" => event["object"]["spec"]["identity"].as_str(),
+                        "pods" => object["metadata"]["name"].as_str(),
+                        "acpmappings" => object["spec"]["identity"].as_str(),
                         _ => None,
                     };
                     if let Some(of) = of {
-                        let what = || format!("{} {plural} is seen", event["type"]);
+                        let what = || format!("{type_:?} {plural} is seen");
                         self.shared.gate(of, what).await;
                     }
                     self.shared.thawed(self.id).await;
                     self.at = version;
-                    let line = format!("{event}\n");
+                    let line = format!("{{\"type\":\"{type_}\",\"object\":{object}}}\n");
                     self.shared.lock().count_event(self.id, line.len());
                     return Some(Ok(Bytes::from(line)));
                 }
@@ -396,18 +397,18 @@ impl Watch {
                 here && self.call.selects(o)
             })
         };
-        let event = match (fits(&logged.before), fits(&logged.after)) {
+        let (type_, object) = match (fits(&logged.before), fits(&logged.after)) {
             (false, false) => return Step::Skip(logged.version),
-            (false, true) => json!({"type": "ADDED", "object": logged.after.as_deref()}),
-            (true, true) => json!({"type": "MODIFIED", "object": logged.after.as_deref()}),
+            (false, true) => ("ADDED", logged.after.clone()),
+            (true, true) => ("MODIFIED", logged.after.clone()),
             (true, false) => {
                 // Its last state, under the version at which it went.
                 let mut gone = logged.before.as_deref().cloned().unwrap_or_default();
                 gone["metadata"]["resourceVersion"] = json!(logged.version.to_string());
-                json!({"type": "DELETED", "object": gone})
+                ("DELETED", Some(Arc::new(gone)))
             }
         };
-        Step::Deliver(event, logged.at, logged.version)
+        Step::Deliver(type_, object.unwrap_or_default(), logged.at, logged.version)
     }
 
     fn bookmark(&self) -> Bytes {

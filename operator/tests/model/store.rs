@@ -128,9 +128,10 @@ impl Store {
         plural: &'a str,
         namespace: &'a str,
     ) -> impl Iterator<Item = (&'a Key, &'a Arc<Value>)> {
-        let of =
+        let fits =
             move |k: &Key| k.plural == plural && (namespace.is_empty() || k.namespace == namespace);
-        self.objects.iter().filter(move |(k, _)| of(k))
+        let from = Key::new(plural, namespace, "");
+        self.objects.range(from..).take_while(move |(k, _)| fits(k))
     }
 
     /// Changes of a kind after a version; `Err` if they are not all there any more.
