@@ -150,9 +150,9 @@ fn churn(size: Size) -> (Vec<Left>, i64) {
     })
 }
 
-/// The case as it is written takes many minutes; as it is run with all other tests it is a small
-/// part of it, which shows whether memory grows, but does not count for the case. `AERO_MODEL_CHURN=full` with
-/// `--release` runs the whole.
+/// The case as it is written takes some minutes (23 s of CPU for each round, without `--release`); as
+/// it is run with all other tests it is a small part of it, which shows whether memory grows, but
+/// does not count for the case. `AERO_MODEL_CHURN=full` runs the whole.
 #[test]
 fn pods_on_short_lived_nodes_leave_no_orphans_and_no_memory_round_after_round() {
     let whole = std::env::var("AERO_MODEL_CHURN").is_ok_and(|v| v == "full");

@@ -179,7 +179,7 @@ fn the_near_servers_are_used_and_a_client_moves_by_itself_when_that_changes() {
         );
         all_lost.extend(lost);
     }
-    // A busy machine loses one in thousands at times when nothing happens; a move loses none.
+    // One in thousands is lost where nothing moves at all, too; a move loses none.
     assert!(all_lost.len() <= 3, "{all_lost:?}");
     let moves = [used_after, default_at];
     all_lost.retain(|at| moves.iter().any(|moved| at.abs_diff(*moved) < Duration::from_secs(3)));
