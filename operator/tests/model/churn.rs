@@ -150,15 +150,10 @@ fn churn(size: Size) -> (Vec<Left>, i64) {
     })
 }
 
-/// The case as it is written takes some minutes (23 s of CPU for each round, without `--release`); as
-/// it is run with all other tests it is a small part of it, which shows whether memory grows, but
-/// does not count for the case. `AERO_MODEL_CHURN=full` runs the whole.
 #[test]
 fn pods_on_short_lived_nodes_leave_no_orphans_and_no_memory_round_after_round() {
-    let whole = std::env::var("AERO_MODEL_CHURN").is_ok_and(|v| v == "full");
-    let mut case = whole.then(|| held(&["F25"], Level::Model));
-    let (nodes, namespaces) = if whole { (250, 50) } else { (10, 5) };
-    let size = Size { rounds: 10, nodes, pods_per_node: 20, namespaces };
+    let mut case = held(&["F25"], Level::Model);
+    let size = Size { rounds: 10, nodes: 250, pods_per_node: 20, namespaces: 50 };
     let (rounds, operator) = churn(size);
     // The first round fills what is kept for good: each prefix's largest epoch.
     let growth = |of: fn(&Left) -> i64| {
@@ -181,7 +176,5 @@ fn pods_on_short_lived_nodes_leave_no_orphans_and_no_memory_round_after_round() 
     );
     println!("{text}");
     assert!(percent(full) < 10.0 && percent(empty) < 10.0, "{full} and {empty} of {operator}");
-    if let Some(case) = &mut case {
-        case.figure(text);
-    }
+    case.figure(text);
 }
