@@ -13,7 +13,9 @@ use std::path::PathBuf;
 
 use ipnet::{IpNet, Ipv6Net};
 use rtnetlink::packet_route::address::{AddressAttribute, AddressFlags};
-use rtnetlink::packet_route::link::{AfSpecInet6, AfSpecUnspec, In6AddrGenMode, LinkAttribute};
+use rtnetlink::packet_route::link::{
+    AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoData, InfoVeth, LinkAttribute,
+};
 use rtnetlink::packet_route::neighbour::NeighbourState;
 use rtnetlink::packet_route::route::{RouteAttribute, RouteProtocol, RouteScope};
 use rtnetlink::{LinkUnspec, LinkVeth, RouteMessageBuilder};
@@ -140,8 +142,8 @@ pub async fn attach(spec: &AttachSpec) -> Result<(), AttachError> {
     let host = Netns::own()?;
     let pod = enter(&spec.netns)?;
     let (host_index, pod_index) = interfaces(&host, &pod, spec).await?;
-    pod_side(&pod, pod_index, spec).await?;
-    host_side(&host, host_index, spec).await
+    // Side by side: where many pods start at once, each request waits for the kernel's one lock.
+    tokio::try_join!(pod_side(&pod, pod_index, spec), host_side(&host, host_index, spec)).map(drop)
 }
 
 /// Both interfaces, made if one of them is missing.
@@ -162,12 +164,24 @@ async fn interfaces(
             spec.ifname
         )));
     }
-    host.delete_link(&spec.host_ifname).await.map_err(doing("removing a half-made pair"))?;
-    // The peer is made in this namespace under a name that cannot clash, then moved and renamed.
-    let passing = format!("{}p", spec.host_ifname);
-    host.delete_link(&passing).await.map_err(doing("removing a half-made pair"))?;
-    let veth =
-        LinkVeth::new(&spec.host_ifname, &passing).mtu(spec.mtu).address(HOST_MAC.to_vec()).build();
+    if ours.is_some() {
+        host.delete_link(&spec.host_ifname).await.map_err(doing("removing a half-made pair"))?;
+    }
+    let file = std::fs::File::open(&spec.netns).map_err(|source| AttachError::Namespace {
+        path: spec.netns.display().to_string(),
+        source,
+    })?;
+    // Made in the pod's namespace: to move an interface there holds up all others of the node.
+    let peer = LinkUnspec::new_with_name(&spec.ifname)
+        .mtu(spec.mtu)
+        .address(POD_MAC.to_vec())
+        .setns_by_fd(std::os::fd::AsRawFd::as_raw_fd(&file))
+        .build();
+    let veth = LinkVeth::new(&spec.host_ifname, &spec.ifname)
+        .set_info_data(InfoData::Veth(InfoVeth::Peer(peer)))
+        .mtu(spec.mtu)
+        .address(HOST_MAC.to_vec())
+        .build();
     host.handle.link().add(veth).execute().await.map_err(doing("making the pair of interfaces"))?;
     let index = |link: Option<rtnetlink::packet_route::link::LinkMessage>| {
         link.map(|l| l.header.index)
@@ -175,31 +189,13 @@ async fn interfaces(
     };
     let host_index =
         index(host.link(&spec.host_ifname).await.map_err(doing("finding the host interface"))?)?;
-    let peer = index(host.link(&passing).await.map_err(doing("finding the pod's interface"))?)?;
-    quiet(host, host_index).await?;
-    let file = std::fs::File::open(&spec.netns).map_err(|source| AttachError::Namespace {
-        path: spec.netns.display().to_string(),
-        source,
-    })?;
-    let moving = LinkUnspec::new_with_index(peer)
-        .mtu(spec.mtu)
-        .address(POD_MAC.to_vec())
-        .name(spec.ifname.clone())
-        .setns_by_fd(std::os::fd::AsRawFd::as_raw_fd(&file))
-        .build();
-    let moved = host.handle.link().change(moving).execute().await;
-    if let Err(e) = moved {
-        let _ = host.delete_link(&spec.host_ifname).await;
-        return Err(doing("moving the interface into the pod")(e));
-    }
     let pod_index =
-        index(pod.link(&spec.ifname).await.map_err(doing("finding the moved interface"))?)?;
+        index(pod.link(&spec.ifname).await.map_err(doing("finding the pod's interface"))?)?;
     Ok((host_index, pod_index))
 }
 
 async fn pod_side(pod: &Netns, index: u32, spec: &AttachSpec) -> Result<(), AttachError> {
     let address = spec.address();
-    // Here, since an interface forgets this on its way into another namespace.
     quiet(pod, index).await?;
     pod.up(index).await.map_err(doing("bringing the pod's interface up"))?;
     add_address(pod, index, POD, 64).await?;
@@ -227,6 +223,7 @@ async fn pod_side(pod: &Netns, index: u32, spec: &AttachSpec) -> Result<(), Atta
 }
 
 async fn host_side(host: &Netns, index: u32, spec: &AttachSpec) -> Result<(), AttachError> {
+    quiet(host, index).await?;
     host.up(index).await.map_err(doing("bringing the host interface up"))?;
     add_address(host, index, GATEWAY, 64).await?;
     neighbour(host, index, POD, POD_MAC).await?;
