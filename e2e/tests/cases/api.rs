@@ -61,6 +61,8 @@ pub fn bad_clients(context: &Context) -> anyhow::Result<()> {
         &client("bad", "{podSelector: {}, keepFor: soon}"),
         "must be a duration such as 24h",
     )?;
+    let server = "apiVersion: aerolink.dev/v1alpha1\nkind: AeroServer\nmetadata: {name: bad, namespace: default}\nspec: {discoveryDomain: 'example .com'}\n";
+    refused(cluster, server, "discoveryDomain is a DNS domain, such as example.com")?;
     let labels = "podSelector: {matchLabels: {app: nobody}}";
     cluster.apply(&client("fixed", &format!("{{{labels}}}")))?;
     let moved = client("fixed", &format!("{{{labels}, linkRef: {{name: other}}}}"));

@@ -1,5 +1,6 @@
 //! The lab and the release: what they leave behind.
 
+use std::collections::BTreeSet;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
@@ -82,7 +83,18 @@ pub fn installs(context: &Context) -> anyhow::Result<()> {
         "--timeout=10s",
     ])?;
     ensure!(clients.contains("condition met"));
-    Ok(())
+    // Clients outside find the Servers by the discovery name.
+    let addresses = |service: &str| -> anyhow::Result<BTreeSet<String>> {
+        let of = format!("kubernetes.io/service-name={service}");
+        let path = "-o=jsonpath={.items[*].endpoints[?(@.conditions.ready==true)].addresses[*]}";
+        let found =
+            shared.cluster.kubectl(&["-n", NAMESPACE, "get", "endpointslices", "-l", &of, path])?;
+        Ok(found.split_whitespace().map(String::from).collect())
+    };
+    shared.cluster.wait_until("linkupnetworks has both Servers", Duration::from_secs(10), || {
+        let named = addresses("linkupnetworks")?;
+        Ok(named.len() >= 2 && named == addresses("aero-server-default")?)
+    })
 }
 
 pub fn uninstall(context: &Context) -> anyhow::Result<()> {
