@@ -151,14 +151,15 @@ spec:
     outcome
 }
 
-/// What comes after must be seen when it happens: waits until the observer sees a fresh pod.
+/// What comes after must be seen when it happens: waits until the observer sees a fresh pod run. Its
+/// kubelet's watch of pods may wait for a minute before it looks again, as that of nodes does.
 fn watching_again(context: &Context) -> anyhow::Result<()> {
     let shared = context.shared()?;
     let pod = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "fresh"},
         "spec": {"terminationGracePeriodSeconds": 0, "containers": [
             {"name": "c", "image": "aerolink.dev/aero-talk:0.1.0", "args": ["serve"]}]}});
     shared.cluster.apply(&pod.to_string())?;
-    shared.observer.wait("the observer sees a fresh pod", Duration::from_secs(60), |s| {
+    shared.observer.wait("the observer sees a fresh pod", Duration::from_secs(150), |s| {
         s.pod("default/fresh").filter(|p| p.ready_at.is_some()).map(drop)
     })?;
     shared.cluster.kubectl(&["delete", "pod", "fresh", "--wait=false"]).map(drop)
