@@ -118,7 +118,9 @@ fn silence(shared: &Shared, began: u64) -> anyhow::Result<(Duration, String)> {
         {
             let to = list.iter().filter(|a| a.t == *target).map(|a| a.got).max().unwrap_or(0);
             let silent = talk::longest_silence(list, target, began, to);
-            longest = longest.max((silent, format!("of {target} to the correspondent on {node}")));
+            if silent > longest.0 {
+                longest = (silent, format!("of {target} to the correspondent on {node}"));
+            }
             last.push(to);
         }
         Ok(last.len() == 2 * shared.lab().nodes().len() && last.iter().all(|to| *to > done))
