@@ -4,5 +4,6 @@
 
 #![forbid(unsafe_code)]
 
+pub mod frr;
 pub mod lab;
 pub mod scenario;

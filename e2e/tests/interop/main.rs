@@ -19,6 +19,7 @@ mod forgery;
 mod forwarding_agent;
 mod legacy;
 mod net;
+mod numbered;
 mod paths;
 mod security;
 mod server;

@@ -1,10 +1,7 @@
 //! Servers that go, told to or not, while their clients' packets go by them.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::os::unix::process::ExitStatusExt;
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
-use std::sync::{Arc, Mutex};
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use aero_protocol::address::{BOOTSTRAP_ADDRESS, LinkLayerAddress};
@@ -14,89 +11,13 @@ use nix::sys::signal::Signal;
 use super::net::{
     Host, Net, SOON, Underlay, agent, await_address, await_that, reaches, start_client,
 };
+use super::numbered::{Numbered, Outcome};
 use super::tester::{Tester, inner, l2, table};
 
 const EVERY: Duration = Duration::from_millis(5);
 
 fn addr(n: u16) -> IpAddr {
     inner(n).into()
-}
-
-/// Numbered datagrams, one each [`EVERY`], from one host to another.
-struct Stream {
-    stop: Arc<AtomicBool>,
-    threads: Vec<JoinHandle<()>>,
-    sent: Arc<Mutex<Vec<Instant>>>,
-    seen: Arc<Mutex<Vec<(usize, Instant)>>>,
-}
-
-/// What came of a stream.
-struct Outcome {
-    sent: usize,
-    lost: usize,
-    /// Longest time between two that came, after a moment.
-    silence: Duration,
-}
-
-impl Stream {
-    fn start(from: (&Host<'_>, IpAddr), to: (&Host<'_>, IpAddr)) -> Self {
-        let receiver = to.0.udp(&SocketAddr::new(to.1, 0).to_string());
-        let sender = from.0.udp(&SocketAddr::new(from.1, 0).to_string());
-        let there = receiver.local_addr().unwrap();
-        receiver.set_read_timeout(Some(Duration::from_millis(50))).unwrap();
-        let stop = Arc::new(AtomicBool::new(false));
-        let (sent, seen) = (Arc::new(Mutex::new(Vec::new())), Arc::new(Mutex::new(Vec::new())));
-        let send = {
-            let (stop, sent) = (stop.clone(), sent.clone());
-            move || {
-                while !stop.load(Relaxed) {
-                    let number = {
-                        let mut sent = sent.lock().unwrap();
-                        sent.push(Instant::now());
-                        sent.len() - 1
-                    };
-                    let _ = sender.send_to(&number.to_be_bytes(), there);
-                    std::thread::sleep(EVERY);
-                }
-            }
-        };
-        let receive = {
-            let (stop, seen) = (stop.clone(), seen.clone());
-            move || {
-                let mut buffer = [0; 8];
-                while !stop.load(Relaxed) {
-                    if let Ok((8, _)) = receiver.recv_from(&mut buffer) {
-                        seen.lock().unwrap().push((usize::from_be_bytes(buffer), Instant::now()));
-                    }
-                }
-            }
-        };
-        let threads = vec![std::thread::spawn(send), std::thread::spawn(receive)];
-        let stream = Self { stop, threads, sent, seen };
-        await_that("packets flow", SOON, || stream.seen.lock().unwrap().len() > 20);
-        stream
-    }
-
-    /// Ends it. What was sent in the last half second is not counted.
-    fn end(mut self, after: Instant) -> Outcome {
-        let end = Instant::now() - Duration::from_millis(500);
-        self.stop.store(true, Relaxed);
-        for thread in self.threads.drain(..) {
-            thread.join().unwrap();
-        }
-        let (sent, seen) = (self.sent.lock().unwrap(), self.seen.lock().unwrap());
-        let arrived: std::collections::BTreeSet<usize> = seen.iter().map(|(n, _)| *n).collect();
-        let count =
-            |(n, at): &(usize, &Instant)| **at > after && **at < end && !arrived.contains(n);
-        let lost = sent.iter().enumerate().filter(count).count();
-        let times: Vec<Instant> = std::iter::once(after)
-            .chain(seen.iter().map(|(_, at)| *at).filter(|at| *at > after))
-            .chain([end])
-            .collect();
-        let silence = times.windows(2).map(|w| w[1].saturating_duration_since(w[0])).max();
-        let sent = sent.iter().filter(|at| **at > after && **at < end).count();
-        Outcome { sent, lost, silence: silence.unwrap_or_default() }
-    }
 }
 
 /// Two Servers that know each other, Clients 1 and 2 that cannot reach each other but by a Server,
@@ -193,8 +114,8 @@ fn a_server_that_is_told_to_end_sends_its_clients_to_the_other_and_no_packet_is_
     let cluster = Cluster::start(&net);
     let goes = cluster.default_of(0);
     let (there, back) = (
-        Stream::start(cluster.client(0), cluster.client(1)),
-        Stream::start(cluster.client(1), cluster.client(0)),
+        Numbered::start(cluster.client(0), cluster.client(1), EVERY),
+        Numbered::start(cluster.client(1), cluster.client(0), EVERY),
     );
     let at = Instant::now();
     let status = cluster.servers[goes].stop(cluster.server_name(goes));
@@ -211,10 +132,11 @@ fn a_server_that_is_told_to_end_sends_its_clients_to_the_other_and_no_packet_is_
     for stream in [there, back] {
         let Outcome { sent, lost, silence } = stream.end(at);
         println!(
-            "SIGTERM of a Server: ended after {took:?}; {lost} of {sent} packets by it lost, \
-             longest silence {silence:?}"
+            "SIGTERM of a Server: ended after {took:?}; {} of {sent} packets by it lost, \
+             longest silence {silence:?}",
+            lost.len()
         );
-        assert_eq!(lost, 0, "of {sent}");
+        assert_eq!(lost.len(), 0, "of {sent}: {lost:?}");
     }
     assert!(took < Duration::from_secs(5), "{took:?} though all had left");
 }
@@ -225,22 +147,24 @@ fn server_dies(what: &str, die: impl FnOnce(&Host<'_>, &str)) -> Duration {
     let cluster = Cluster::start(&net);
     let (from, straight) = (cluster.client(2), cluster.client(0));
     let hear = |host: &Host<'_>| host.log(&host.name).contains("a direct path is open");
-    let direct = Stream::start(from, straight);
+    let direct = Numbered::start(from, straight, EVERY);
     await_that("a direct path", SOON, || hear(&cluster.clients[2]));
     let dies = cluster.default_of(0);
-    let by_server = Stream::start(cluster.client(0), cluster.client(1));
+    let by_server = Numbered::start(cluster.client(0), cluster.client(1), EVERY);
     std::thread::sleep(Duration::from_secs(1));
     let at = Instant::now();
     die(&cluster.servers[dies], cluster.server_name(dies));
     std::thread::sleep(Duration::from_secs(8));
     let Outcome { sent, lost, silence } = by_server.end(at);
-    println!("{what}: {silence:?} of silence by the Server, {lost} of {sent} packets lost");
+    println!("{what}: {silence:?} of silence by the Server, {} of {sent} packets lost", lost.len());
     let of_direct = direct.end(at);
     println!(
         "{what}: {} of {} packets that go straight lost, longest silence {:?}",
-        of_direct.lost, of_direct.sent, of_direct.silence
+        of_direct.lost.len(),
+        of_direct.sent,
+        of_direct.silence
     );
-    assert_eq!(of_direct.lost, 0, "of what goes straight");
+    assert_eq!(of_direct.lost.len(), 0, "of what goes straight");
     assert_eq!(cluster.default_of(0), 1 - dies);
     assert!(silence < Duration::from_secs(1), "{silence:?}");
     silence

@@ -7,6 +7,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use aero_e2e::frr;
 use aero_e2e::lab::process;
 use aero_e2e::scenario::POOL;
 use anyhow::{Context as _, ensure};
@@ -156,30 +157,9 @@ impl Fabric {
             )),
             each(&|r| format!("  neighbor {r} activate\n")),
         );
-        let at = |name: &str| dir.join(name).display().to_string();
         for (daemon, config) in [("zebra", ""), ("bgpd", bgp.as_str())] {
-            std::fs::write(at(daemon) + ".conf", format!("hostname frr\n{config}"))?;
-            let (conf, pid) = (at(daemon) + ".conf", at(daemon) + ".pid");
-            let args = [
-                "-f",
-                &conf,
-                "-i",
-                &pid,
-                "-z",
-                &at("zserv"),
-                "--vty_socket",
-                &at(""),
-                "-u",
-                "frr",
-                "-g",
-                "frr",
-                "-P",
-                "0",
-                "--log",
-                "stdout",
-            ];
-            let args: Vec<String> = args.iter().map(ToString::to_string).collect();
-            let program = PathBuf::from("/usr/lib/frr").join(daemon);
+            std::fs::write(dir.join(format!("{daemon}.conf")), format!("hostname frr\n{config}"))?;
+            let (program, args) = frr::daemon(&dir, daemon);
             backbone.lab.start_outside("frr", &program, &args)?;
             let vty = dir.join(format!("{daemon}.vty"));
             backbone.cluster.wait_until(daemon, Duration::from_secs(20), || Ok(vty.exists()))?;

@@ -78,33 +78,13 @@ pub fn start_frr(host: &Host<'_>, bgp: &str, options: &[&str]) {
     // FRR insists on being itself; so it needs a directory of its own, and a way there.
     std::fs::set_permissions(host.net.dir.path(), std::fs::Permissions::from_mode(0o711)).unwrap();
     run("chown", &["frr:frr", dir.to_str().unwrap()]);
-    let at = |name: &str| dir.join(name).to_str().unwrap().to_string();
     for (daemon, config) in [("zebra", ""), ("bgpd", bgp)] {
         std::fs::write(dir.join(format!("{daemon}.conf")), format!("hostname frr\n{config}"))
             .unwrap();
-        let (conf, pid) = (at(&format!("{daemon}.conf")), at(&format!("{daemon}.pid")));
-        let (vty, zserv) = (at(""), at("zserv"));
-        let program = PathBuf::from("/usr/lib/frr").join(daemon);
-        let arguments = [
-            "-f",
-            &conf,
-            "-i",
-            &pid,
-            "-z",
-            &zserv,
-            "--vty_socket",
-            &vty,
-            "-u",
-            "frr",
-            "-g",
-            "frr",
-            "-P",
-            "0",
-            "--log",
-            "stdout",
-        ];
+        let (program, arguments) = aero_e2e::frr::daemon(&dir, daemon);
         let options = if daemon == "bgpd" { options } else { &[] };
-        let arguments = [&arguments[..], options].concat();
+        let arguments: Vec<&str> =
+            arguments.iter().map(String::as_str).chain(options.iter().copied()).collect();
         host.start(&format!("{daemon}-{}", host.name), &program, &arguments);
         await_that("the daemon is there", SOON, || dir.join(format!("{daemon}.vty")).exists());
     }

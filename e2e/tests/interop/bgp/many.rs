@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::net::{await_address, start_client};
+use crate::numbered::{Numbered, Outcome};
 use crate::slow::SlowWay;
 
 /// Clients 1 and 2, each told of all Servers.
@@ -35,64 +36,6 @@ fn used(host: &Host<'_>) -> Vec<usize> {
 
 fn default(host: &Host<'_>) -> usize {
     seen(host).iter().position(|s| s["default"] == true).unwrap()
-}
-
-/// Numbered datagrams, one each [`EVERY`]; how many of those sent before a moment did not come.
-struct Counted {
-    stop: std::sync::Arc<AtomicBool>,
-    threads: Vec<std::thread::JoinHandle<()>>,
-    sent: std::sync::Arc<std::sync::Mutex<Vec<Instant>>>,
-    seen: std::sync::Arc<std::sync::Mutex<BTreeSet<usize>>>,
-}
-
-impl Counted {
-    fn start(from: (&Host<'_>, IpAddr), to: (&Host<'_>, IpAddr)) -> Self {
-        let receiver = to.0.udp(&std::net::SocketAddr::new(to.1, 0).to_string());
-        let sender = from.0.udp(&std::net::SocketAddr::new(from.1, 0).to_string());
-        let there = receiver.local_addr().unwrap();
-        receiver.set_read_timeout(Some(Duration::from_millis(50))).unwrap();
-        let stop = std::sync::Arc::new(AtomicBool::new(false));
-        let sent = std::sync::Arc::new(std::sync::Mutex::new(Vec::new()));
-        let seen = std::sync::Arc::new(std::sync::Mutex::new(BTreeSet::new()));
-        let (ends, out) = (stop.clone(), sent.clone());
-        let send = std::thread::spawn(move || {
-            while !ends.load(Relaxed) {
-                let number = {
-                    let mut out = out.lock().unwrap();
-                    out.push(Instant::now());
-                    out.len() - 1
-                };
-                let _ = sender.send_to(&number.to_be_bytes(), there);
-                std::thread::sleep(EVERY);
-            }
-        });
-        let (ends, came) = (stop.clone(), seen.clone());
-        let receive = std::thread::spawn(move || {
-            let mut buffer = [0; 8];
-            while !ends.load(Relaxed) {
-                if receiver.recv(&mut buffer).is_ok() {
-                    came.lock().unwrap().insert(usize::from_be_bytes(buffer));
-                }
-            }
-        });
-        let stream = Self { stop, threads: vec![send, receive], sent, seen };
-        await_that("packets flow", SOON, || stream.seen.lock().unwrap().len() > 20);
-        stream
-    }
-
-    /// Ends it: how many were sent after a moment, and how long after it those that were lost. What
-    /// was sent in the last half second is not counted.
-    fn end(mut self, after: Instant) -> (usize, Vec<Duration>) {
-        let end = Instant::now() - Duration::from_millis(500);
-        self.stop.store(true, Relaxed);
-        for thread in self.threads.drain(..) {
-            thread.join().unwrap();
-        }
-        let (sent, seen) = (self.sent.lock().unwrap(), self.seen.lock().unwrap());
-        let counted = || sent.iter().enumerate().filter(|(_, at)| **at > after && **at < end);
-        let lost = counted().filter(|(n, _)| !seen.contains(n)).map(|(_, at)| *at - after);
-        (counted().count(), lost.collect())
-    }
 }
 
 #[test]
@@ -150,8 +93,8 @@ fn the_near_servers_are_used_and_a_client_moves_by_itself_when_that_changes() {
         "round trips: {:?}",
         seen(&hosts[0]).iter().map(|s| &s["roundTripUs"]).collect::<Vec<_>>()
     );
-    let there = Counted::start((&hosts[0], addr(1)), (&hosts[1], addr(2)));
-    let back = Counted::start((&hosts[1], addr(2)), (&hosts[0], addr(1)));
+    let there = Numbered::start((&hosts[0], addr(1)), (&hosts[1], addr(2)), EVERY);
+    let back = Numbered::start((&hosts[1], addr(2)), (&hosts[0], addr(1)), EVERY);
     let at = Instant::now();
     ways[spare].takes(near);
     await_that("the spare one is used", Duration::from_secs(90), || {
@@ -171,7 +114,7 @@ fn the_near_servers_are_used_and_a_client_moves_by_itself_when_that_changes() {
     std::thread::sleep(Duration::from_secs(4));
     let mut all_lost = Vec::new();
     for (what, stream) in [("there", there), ("back", back)] {
-        let (sent, lost) = stream.end(at);
+        let Outcome { sent, lost, .. } = stream.end(at);
         println!(
             "{what}: used {used_after:?} after it came near, default {default_after:?} after the \
              other went far; {} of {sent} packets lost {lost:?}",
@@ -183,7 +126,7 @@ fn the_near_servers_are_used_and_a_client_moves_by_itself_when_that_changes() {
     assert!(all_lost.len() <= 3, "{all_lost:?}");
     let moves = [used_after, default_at];
     all_lost.retain(|at| moves.iter().any(|moved| at.abs_diff(*moved) < Duration::from_secs(3)));
-    assert_eq!(all_lost, [], "lost by moves at {moves:?}");
+    assert!(all_lost.is_empty(), "{all_lost:?} lost by moves at {moves:?}");
     let left = format!("server={} confirmed=true", link.server(far));
     assert!(hosts[0].log("c1").contains(&left), "the far one was told");
 }
