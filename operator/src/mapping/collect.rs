@@ -170,6 +170,7 @@ async fn look(ctx: &Context, name: &str, looks: &Mutex<&mut Looks>) -> anyhow::R
 
 #[cfg(test)]
 mod tests {
+    use super::super::tests::{client, mapping};
     use super::*;
     use serde_json::json;
 
@@ -177,36 +178,18 @@ mod tests {
         DateTime::from_timestamp(1_800_000_000 + seconds, 0).unwrap()
     }
 
-    fn mapping(holder: Option<&str>, status: &serde_json::Value) -> AcpMapping {
-        let holder = holder.map(|uid| json!({"podName": "p", "podUid": uid, "node": "n1"}));
-        serde_json::from_value(json!({
-            "apiVersion": "aerolink.dev/v1alpha1", "kind": "AcpMapping",
-            "metadata": {"name": "2001-db8-a-1-64"},
-            "spec": {"prefix": "2001:db8:a:1::/64", "linkRef": {"name": "default"},
-                "clientId": "x", "clientRef": {"namespace": "default", "name": "web"},
-                "identity": "web-0", "holder": holder, "epoch": 1},
-            "status": status,
-        }))
-        .unwrap()
-    }
-
     #[test]
     fn only_what_a_pod_holds_rests_and_what_is_kept_or_cools_has_its_time() {
-        let client: AeroClient = serde_json::from_value(json!({
-            "apiVersion": "aerolink.dev/v1alpha1", "kind": "AeroClient",
-            "metadata": {"name": "web", "namespace": "default"},
-            "spec": {"podSelector": {}, "keepFor": "1h", "coolDown": "90s"},
-        }))
-        .unwrap();
-        let held = mapping(Some("u1"), &json!({"phase": "Bound"}));
+        let client = client();
+        let held = mapping(Some("u1"), json!({"phase": "Bound"}));
         assert_eq!(next(&held, Some(&client), true), Next::Rest);
         assert_eq!(next(&held, Some(&client), false), Next::Again);
         assert_eq!(next(&held, None, true), Next::Again);
-        let kept = mapping(None, &json!({"phase": "Bound", "releasedAt": at(0)}));
+        let kept = mapping(None, json!({"phase": "Bound", "releasedAt": at(0)}));
         assert_eq!(next(&kept, Some(&client), false), Next::At(at(3600)));
-        let cooling = mapping(None, &json!({"phase": "Cooling", "freeAt": at(90)}));
+        let cooling = mapping(None, json!({"phase": "Cooling", "freeAt": at(90)}));
         assert_eq!(next(&cooling, Some(&client), false), Next::At(at(90)));
-        let used = mapping(Some("u1"), &json!({"phase": "Cooling", "freeAt": at(90)}));
+        let used = mapping(Some("u1"), json!({"phase": "Cooling", "freeAt": at(90)}));
         assert_eq!(next(&used, Some(&client), true), Next::Again);
     }
 

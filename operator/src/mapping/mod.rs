@@ -298,7 +298,7 @@ async fn tell(ctx: &Context, mapping: &AcpMapping, note: Note) {
 mod tests {
     use super::*;
 
-    fn mapping(holder: Option<&str>, status: serde_json::Value) -> AcpMapping {
+    pub(super) fn mapping(holder: Option<&str>, status: serde_json::Value) -> AcpMapping {
         let holder = holder.map(|uid| json!({"podName": "p", "podUid": uid, "node": "n1"}));
         serde_json::from_value(json!({
             "apiVersion": "aerolink.dev/v1alpha1", "kind": "AcpMapping",
@@ -311,7 +311,7 @@ mod tests {
         .unwrap()
     }
 
-    fn client() -> AeroClient {
+    pub(super) fn client() -> AeroClient {
         serde_json::from_value(json!({
             "apiVersion": "aerolink.dev/v1alpha1", "kind": "AeroClient",
             "metadata": {"name": "web", "namespace": "default"},
