@@ -247,14 +247,15 @@ impl Node {
         state.used = true;
         state.used_since = Some(now);
         state.leaving = Leaving::No;
-        for id in self.present() {
-            self.resolicit_idle(&id, server, now);
-        }
+        self.resolicit_all(server, now);
     }
 
-    /// Clients that have not been detached.
-    fn present(&self) -> Vec<Duid> {
-        self.clients.iter().filter(|(_, c)| !c.detached).map(|(id, _)| id.clone()).collect()
+    /// All Clients that have not been detached ask a Server anew, but for those that ask already.
+    pub(super) fn resolicit_all(&mut self, server: LinkLayerAddress, now: Instant) {
+        let here = self.clients.iter().filter(|(_, c)| !c.detached);
+        for id in here.map(|(id, _)| id.clone()).collect::<Vec<Duid>>() {
+            self.resolicit_idle(&id, server, now);
+        }
     }
 
     /// Turns away from Servers that are not chosen (any more). One that lives is left when all

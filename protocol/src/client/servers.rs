@@ -174,15 +174,7 @@ impl Node {
         self.timers.set(Timer::Probe(server), now + RETRANS_TIMER);
         if came_back {
             // It may have lost its memory: all Clients ask anew.
-            let ids: Vec<Duid> = self
-                .clients
-                .iter()
-                .filter(|(_, c)| !c.detached)
-                .map(|(id, _)| id.clone())
-                .collect();
-            for id in ids {
-                self.resolicit_idle(&id, server, now);
-            }
+            self.resolicit_all(server, now);
         }
         self.choose_default(now);
     }
