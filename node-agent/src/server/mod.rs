@@ -9,7 +9,7 @@ pub mod file_table;
 mod interior;
 mod kube_table;
 mod legacy;
-mod moves;
+pub mod moves;
 mod passed;
 
 use std::net::{IpAddr, Ipv6Addr, SocketAddr, SocketAddrV6};
