@@ -43,9 +43,9 @@ int aero_egress(struct __sk_buff *skb)
 		return DROP;
 	}
 	int pod = own->ifindex != 0;
-	struct l2 to;
-	int straight;
-	int kind = next_hop(skb, 0, c, &in.source, own, &in.destination, &to, &straight, now);
+	struct hop hop;
+	__u64 until = 0;
+	int kind = next_hop(skb, 0, c, &in.source, own, &in.destination, &hop, &until, now);
 	if (kind == UNREACHABLE)
 		goto pass;
 	if (kind != NEIGHBOR) {
@@ -56,18 +56,19 @@ int aero_egress(struct __sk_buff *skb)
 	/* Also if the process sends it: a firewall of the node has seen one half of the flow. */
 	if (pod)
 		remember(skb, &in);
-	if (length > LONGEST || find_way(skb, c, &to, longest_piece(skb, length), &way, now))
+	if (length > LONGEST || find_way(skb, c, &hop.to, longest_piece(skb, length), &way, now))
 		goto pass;
 	if (bpf_skb_change_head(skb, ETH_HLEN, 0))
 		goto pass;
-	int ip_in_ip = straight && !way.local && in.source.family == 6 && gets_ip_in_ip(&to, now);
-	int verdict = encapsulate(skb, c, &to, &in, length, &way, ip_in_ip);
+	int ip_in_ip = hop.straight && !way.local && in.source.family == 6 &&
+		       ip_in_ip_until(&hop.to) > now;
+	int verdict = encapsulate(skb, c, &hop.to, &in, length, &way, ip_in_ip);
 	if (verdict == NEXT || verdict == DROP) {
 		/* With a link layer the packet is of no use to the interface any more. */
 		count(SEND_ERRORS, 1);
 		return DROP;
 	}
-	count_tunneled(skb, &to, length);
+	count_tunneled(skb, &hop.to, length);
 	return verdict;
 pass:
 	count(PASSED, 1);

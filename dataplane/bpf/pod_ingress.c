@@ -3,7 +3,7 @@
  * sources, and the short way into a tunnel. Whatever is not for a neighbour, or not plain, goes on
  * to the node's network layer.
  */
-#include "tunnel.h"
+#include "decisions.h"
 
 inline_always int foreign(const struct pod *pod, const struct inner_address *a)
 {
@@ -13,49 +13,85 @@ inline_always int foreign(const struct pod *pod, const struct inner_address *a)
 	return 0;
 }
 
+/*
+ * Looks up where a pod's packet goes, whose longest piece has a length: a verdict, or DECIDED and
+ * the decision.
+ */
+apart int depart(struct __sk_buff *skb, const struct config *c, const struct inner *in,
+		 struct departure *decision, __u32 longest)
+{
+	__u64 now = bpf_ktime_get_coarse_ns(), until = now + DECISION_AGE;
+	__u32 table = c->table, ifindex = skb->ifindex;
+	struct route *own = live_route(&in->source, now);
+	if (!own || own->kind != LOCAL || own->ifindex != ifindex) {
+		struct pod *pod = bpf_map_lookup_elem(&pods, &ifindex);
+		if (!pod || !foreign(pod, &in->source))
+			return NEXT;
+		count(FOREIGN_SOURCE, 1);
+		return DROP;
+	}
+	if (longest > c->mtu)
+		return NEXT;
+	struct hop hop;
+	not_after(&until, own->until);
+	if (next_hop(skb, ETH_HLEN, c, &in->source, own, &in->destination, &hop, &until, now) !=
+	    NEIGHBOR)
+		return NEXT;
+	decision->until = 0;
+	if (find_way(skb, c, &hop.to, longest, &decision->way, now))
+		return NEXT;
+	__u64 proof = ip_in_ip_until(&hop.to);
+	decision->ip_in_ip = hop.straight && !decision->way.local && proof > now;
+	if (decision->ip_in_ip)
+		not_after(&until, proof);
+	/* A way that is for this one packet makes this a decision for one packet. */
+	if (until > decision->way.until)
+		until = decision->way.until;
+	decision->until = until;
+	decision->table = table;
+	decision->ifindex = ifindex;
+	__builtin_memcpy(decision->source, in->source.word, sizeof decision->source);
+	__builtin_memcpy(decision->destination, in->destination.word,
+			 sizeof decision->destination);
+	decision->to = hop.to;
+	return DECIDED;
+}
+
 SEC("classifier")
 int pod_ingress(struct __sk_buff *skb)
 {
 	__u64 now = bpf_ktime_get_coarse_ns();
-	__u32 ifindex = skb->ifindex;
 	struct config *c = configuration(now);
 	struct inner in;
-	struct way way;
 	if (!c || skb->protocol != bpf_htons(ETH_P_IPV6))
 		return NEXT;
 	pull(skb, ETH_HLEN + sizeof(struct ipv6hdr));
 	if (parse(skb, ETH_HLEN, &in) != DATA || in.source.family != 6 ||
 	    link_local(in.source.word))
 		return NEXT;
-	struct route *own = live_route(&in.source, now);
-	if (!own || own->kind != LOCAL || own->ifindex != ifindex) {
-		struct pod *pod = bpf_map_lookup_elem(&pods, &ifindex);
-		if (!pod || !foreign(pod, &in.source))
-			return NEXT;
-		count(FOREIGN_SOURCE, 1);
-		return DROP;
-	}
+	struct departure *decision = departure_of(&in);
+	if (!decision)
+		return NEXT;
 	__u32 length = skb->len - ETH_HLEN;
 	__u32 longest = longest_piece(skb, length);
-	if (in.hop_limit <= 1 || longest > c->mtu || length > LONGEST)
-		return NEXT;
-	struct l2 to;
-	int straight;
-	if (next_hop(skb, ETH_HLEN, c, &in.source, own, &in.destination, &to, &straight, now) !=
-	    NEIGHBOR)
-		return NEXT;
-	if (find_way(skb, c, &to, longest, &way, now))
+	if (unlikely(!departs(decision, c, &in, skb->ifindex, now))) {
+		int verdict = depart(skb, c, &in, decision, longest);
+		if (verdict != DECIDED)
+			return verdict;
+	}
+	const struct way *way = &decision->way;
+	if (in.hop_limit <= 1 || longest > c->mtu || length > LONGEST ||
+	    (way->mtu && longest + longest_outer(way->v4) > way->mtu))
 		return NEXT;
 	if (lower_hop_limit(skb, ETH_HLEN, 6))
 		return NEXT;
 	in.hop_limit--;
-	int ip_in_ip = straight && !way.local && gets_ip_in_ip(&to, now);
-	int verdict = encapsulate(skb, c, &to, &in, length, &way, ip_in_ip);
+	int verdict = encapsulate(skb, c, &decision->to, &in, length, way, decision->ip_in_ip);
 	if (verdict == NEXT)
 		return NEXT;
 	if (verdict == DROP)
 		count(SEND_ERRORS, 1);
 	else
-		count_tunneled(skb, &to, length);
+		count_tunneled(skb, &decision->to, length);
 	return verdict;
 }

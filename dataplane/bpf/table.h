@@ -20,6 +20,10 @@
 #include <bpf/bpf_helpers.h>
 
 #define inline_always static __always_inline
+/* What few packets need has a place of its own, so that the rest is close together. */
+#define apart static __attribute__((noinline))
+#define likely(x) __builtin_expect(!!(x), 1)
+#define unlikely(x) __builtin_expect(!!(x), 0)
 
 /* A neighbour's address on the underlay. IPv4 is held as ::ffff:a.b.c.d. */
 struct l2 {
@@ -149,7 +153,7 @@ struct config {
 	__u32 tells; /* somebody reads `wanted` */
 	__u32 ttl_step; /* taken off the outer hop limit of what is passed on */
 	__u32 ip_in_ip; /* tunnels without UDP lead to this forwarder */
-	__u32 pad;
+	__u32 table; /* another number after each change of what is looked up */
 	__u64 until; /* with no process to look after it the table is not to be used for ever */
 };
 
@@ -438,14 +442,21 @@ inline_always struct route *live_route(const struct inner_address *a, __u64 now)
 	return 0;
 }
 
+/* Of two ends the sooner one; 0: no end. */
+inline_always void not_after(__u64 *until, __u64 end)
+{
+	if (end && end < *until)
+		*until = end;
+}
+
 enum allowed { NO, YES, ASK };
 
 /*
- * Whether an outer source is one of those that may send an inner one, and its slot. The longest
- * prefix counts for which any is alive.
+ * Whether an outer source is one of those that may send an inner one, its slot, and until when. The
+ * longest prefix counts for which any is alive.
  */
 inline_always int sends(const struct l2 *from, const struct inner_address *a, __u64 now,
-			__u32 *slot)
+			__u32 *slot, __u64 *until)
 {
 	struct prefix key;
 	prefix_of(&key, a);
@@ -461,6 +472,7 @@ inline_always int sends(const struct l2 *from, const struct inner_address *a, __
 				continue;
 			if (same_l2(&who->from, from)) {
 				*slot = who->from.slot;
+				not_after(until, who->until);
 				return YES;
 			}
 			alive = 1;
@@ -474,7 +486,8 @@ inline_always int sends(const struct l2 *from, const struct inner_address *a, __
 	return NO;
 }
 
-inline_always int handed_over(const struct l2 *from, const struct inner_address *to, __u64 now)
+inline_always int handed_over(const struct l2 *from, const struct inner_address *to, __u64 now,
+			      __u64 *until)
 {
 	struct handover_key key = {};
 	key.bits = HANDOVER_BITS + (to->family == 4 ? 32 : 128);
@@ -485,8 +498,10 @@ inline_always int handed_over(const struct l2 *from, const struct inner_address 
 		struct handover *h = bpf_map_lookup_elem(&handovers, &key);
 		if (!h)
 			return 0;
-		if (h->until > now)
+		if (h->until > now) {
+			not_after(until, h->until);
 			return 1;
+		}
 		if (h->bits <= HANDOVER_BITS)
 			return 0;
 		key.bits = h->bits - 1;
@@ -532,7 +547,7 @@ inline_always struct direct *live_direct(const struct inner_address *source,
 #define TELL_EVERY 1000000000ULL
 
 /* Tells the process that the packet whose inner header is at `at` goes by a Server. */
-inline_always void tell(struct __sk_buff *skb, __u32 at, const struct inner_address *source,
+apart void tell(struct __sk_buff *skb, __u32 at, const struct inner_address *source,
 			const struct inner_address *destination, __u64 now)
 {
 	struct pair pair = {.family = source->family};
@@ -561,35 +576,47 @@ inline_always void tell(struct __sk_buff *skb, __u32 at, const struct inner_addr
 	bpf_ringbuf_submit(w, 0);
 }
 
+/* Where an own packet goes. */
+struct hop {
+	struct l2 to;
+	__u32 straight; /* by a direct path */
+};
+
 /*
- * Where an own packet goes: NEIGHBOR and `to`, or another kind of route, or 0 if there is none.
- * `straight`: by a direct path.
+ * Looks for it: NEIGHBOR and `hop`, or another kind of route, or 0 if there is none. `until` is
+ * brought forward to the end of what was found.
  */
 inline_always int next_hop(struct __sk_buff *skb, __u32 at, const struct config *c,
 			   const struct inner_address *source, const struct route *own,
-			   const struct inner_address *destination, struct l2 *to, int *straight,
+			   const struct inner_address *destination, struct hop *hop, __u64 *until,
 			   __u64 now)
 {
 	struct direct *d = live_direct(source, own, destination, now);
-	*straight = d != 0;
+	hop->straight = d != 0;
 	if (d) {
 		if (!d->used)
 			d->used = 1;
-		*to = d->to;
+		hop->to = d->to;
+		not_after(until, d->until);
 		return NEIGHBOR;
 	}
 	struct route *r = live_route(destination, now);
 	if (!r || r->kind != NEIGHBOR)
 		return r ? r->kind : 0;
-	*to = r->to;
+	hop->to = r->to;
+	not_after(until, r->until);
 	if (c->tells)
 		tell(skb, at, source, destination, now);
 	return NEIGHBOR;
 }
 
-/* Section 3.8 of the draft: may this outer source send that inner packet? Finds its slot too. */
+/*
+ * Section 3.8 of the draft: may this outer source send that inner packet? Finds its slot too, and
+ * brings `until` forward to the end of what allows it.
+ */
 inline_always int accepts(const struct l2 *from, const struct inner_address *source,
-			  const struct inner_address *destination, __u64 now, __u32 *slot)
+			  const struct inner_address *destination, __u64 now, __u32 *slot,
+			  __u64 *until)
 {
 	__u32 *peer = bpf_map_lookup_elem(&peers, from);
 	*slot = 0;
@@ -597,8 +624,8 @@ inline_always int accepts(const struct l2 *from, const struct inner_address *sou
 		*slot = *peer >> 16;
 		return YES;
 	}
-	int allowed = sends(from, source, now, slot);
-	if (allowed != YES && handed_over(from, destination, now))
+	int allowed = sends(from, source, now, slot, until);
+	if (allowed != YES && handed_over(from, destination, now, until))
 		return YES;
 	return allowed;
 }

@@ -44,6 +44,20 @@ struct outer {
 	__u8 ip_in_ip; /* no UDP behind it */
 };
 
+/* Where a packet for a neighbour leaves this node. */
+struct way {
+	__u32 ifindex;
+	__u32 mtu; /* of outer packets, as far as it is known; 0: the kernel was asked for this one */
+	__u64 until; /* how long this is believed; 0: for the one packet */
+	__u8 local;
+	__u8 v4;
+	__u8 resolved; /* all is known down to the link layer */
+	__u8 known; /* `next` is the next hop */
+	__u8 mac[ETH_ALEN];
+	__u8 own_mac[ETH_ALEN];
+	struct bpf_redir_neigh next;
+};
+
 /*
  * What the kernel's routes and neighbour cache have said about the way to a neighbour, for packets
  * that came in by the same interface. Believed for WAY_AGE: then a packet asks again, and goes by
@@ -52,11 +66,7 @@ struct outer {
 struct known_way {
 	__u32 ip[4];
 	__u32 from; /* the interface */
-	__u32 ifindex;
-	__u64 until;
-	__u8 mac[ETH_ALEN];
-	__u8 own_mac[ETH_ALEN];
-	__u32 mtu;
+	struct way way;
 };
 
 #define WAY_AGE 10000000ULL
@@ -69,22 +79,16 @@ struct {
 	__type(value, struct known_way);
 } ways SEC(".maps");
 
-/* Where a packet for a neighbour leaves this node. */
-struct way {
-	__u32 ifindex;
-	__u8 local;
-	__u8 known; /* `next` is the next hop */
-	__u8 v4;
-	__u8 pad;
-	const struct known_way *resolved; /* all is known down to the link layer */
-	struct bpf_redir_neigh next;
-};
-
 /* Length of the longest packet that one of an inner length is cut into; options are not counted. */
 inline_always __u32 longest_piece(struct __sk_buff *skb, __u32 length)
 {
 	__u32 size = skb->gso_size;
 	return size ? size + sizeof(struct ipv6hdr) + 20 : length;
+}
+
+inline_always __u32 longest_outer(int v4)
+{
+	return v4 ? sizeof(struct outer4) : sizeof(struct outer6);
 }
 
 /*
@@ -106,15 +110,14 @@ inline_always int find_way(struct __sk_buff *skb, const struct config *c, const 
 		way->ifindex = LOOPBACK;
 		return bpf_map_lookup_elem(&ports, &port) ? 0 : -1;
 	}
-	length += way->v4 ? sizeof(struct outer4) : sizeof(struct outer6);
+	length += longest_outer(way->v4);
 	__u32 from = skb->ifindex;
 	__u32 index = to->ip[0] ^ to->ip[1] ^ to->ip[2] ^ to->ip[3];
 	index = ((index ^ from) * 0x9e3779b1U) >> 22;
 	struct known_way *entry = bpf_map_lookup_elem(&ways, &index);
-	if (entry && entry->until > now && entry->from == from && same_ip(entry->ip, to->ip)) {
-		way->ifindex = entry->ifindex;
-		way->resolved = entry;
-		return length > entry->mtu ? -1 : 0;
+	if (entry && entry->way.until > now && entry->from == from && same_ip(entry->ip, to->ip)) {
+		*way = entry->way;
+		return length > way->mtu ? -1 : 0;
 	}
 	struct bpf_fib_lookup fib = {
 		.tot_len = length,
@@ -142,11 +145,15 @@ inline_always int find_way(struct __sk_buff *skb, const struct config *c, const 
 		if (entry && found == BPF_FIB_LKUP_RET_SUCCESS) {
 			__builtin_memcpy(entry->ip, to->ip, sizeof entry->ip);
 			entry->from = from;
-			entry->ifindex = fib.ifindex;
-			__builtin_memcpy(entry->mac, fib.dmac, ETH_ALEN);
-			__builtin_memcpy(entry->own_mac, fib.smac, ETH_ALEN);
-			entry->mtu = fib.mtu_result;
-			entry->until = now + WAY_AGE;
+			entry->way = (struct way){
+				.ifindex = fib.ifindex,
+				.mtu = fib.mtu_result,
+				.until = now + WAY_AGE,
+				.v4 = way->v4,
+				.resolved = 1,
+			};
+			__builtin_memcpy(entry->way.mac, fib.dmac, ETH_ALEN);
+			__builtin_memcpy(entry->way.own_mac, fib.smac, ETH_ALEN);
 		}
 		return 0;
 	}
@@ -158,12 +165,12 @@ inline_always int find_way(struct __sk_buff *skb, const struct config *c, const 
 	return -1;
 }
 
-/* Whether a neighbour gets what is sent to it without UDP. */
-inline_always int gets_ip_in_ip(const struct l2 *to, __u64 now)
+/* Until when a neighbour gets what is sent to it without UDP. */
+inline_always __u64 ip_in_ip_until(const struct l2 *to)
 {
 	__u32 slot = to->slot;
 	__u64 *until = slot ? bpf_map_lookup_elem(&proven, &slot) : 0;
-	return until && *until > now;
+	return until ? *until : 0;
 }
 
 inline_always __u32 size_of_outer(int v4, int ip_in_ip)
@@ -174,7 +181,7 @@ inline_always __u32 size_of_outer(int v4, int ip_in_ip)
 }
 
 /* Sends a packet whose outer header is complete. */
-inline_always int leave(struct __sk_buff *skb, struct way *way)
+inline_always int leave(struct __sk_buff *skb, const struct way *way)
 {
 	if (way->local || way->resolved) {
 		void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
@@ -187,12 +194,12 @@ inline_always int leave(struct __sk_buff *skb, struct way *way)
 			__builtin_memset(eth->h_source, 0, ETH_ALEN);
 			return (int)bpf_redirect(LOOPBACK, BPF_F_INGRESS);
 		}
-		__builtin_memcpy(eth->h_dest, way->resolved->mac, ETH_ALEN);
-		__builtin_memcpy(eth->h_source, way->resolved->own_mac, ETH_ALEN);
+		__builtin_memcpy(eth->h_dest, way->mac, ETH_ALEN);
+		__builtin_memcpy(eth->h_source, way->own_mac, ETH_ALEN);
 		return (int)bpf_redirect(way->ifindex, 0);
 	}
 	if (way->known)
-		return (int)bpf_redirect_neigh(way->ifindex, &way->next, sizeof way->next, 0);
+		return (int)bpf_redirect_neigh(way->ifindex, (void *)&way->next, sizeof way->next, 0);
 	return (int)bpf_redirect_neigh(way->ifindex, 0, 0, 0);
 }
 
@@ -260,7 +267,8 @@ inline_always int write_outer(struct __sk_buff *skb, const struct config *c, con
  * It is not longer than LONGEST, and as it was if this returns NEXT.
  */
 inline_always int encapsulate(struct __sk_buff *skb, const struct config *c, const struct l2 *to,
-			      const struct inner *in, __u32 length, struct way *way, int ip_in_ip)
+			      const struct inner *in, __u32 length, const struct way *way,
+			      int ip_in_ip)
 {
 	struct outer o = {
 		.traffic_class = in->traffic_class,

@@ -6,7 +6,7 @@
  * IP-in-IP has no port. It is this forwarder's if it comes from a neighbour; whatever else comes
  * that way is somebody else's tunnel.
  */
-#include "tunnel.h"
+#include "decisions.h"
 
 /* A packet that came out of a tunnel from a neighbour. */
 struct arrived {
@@ -108,11 +108,11 @@ inline_always int take_out(struct __sk_buff *skb, const struct arrived *a)
 }
 
 /* Sends an arrived packet on to another neighbour: outer to outer, the inner one untouched. */
-inline_always int send_on(struct __sk_buff *skb, const struct config *c, struct arrived *a,
-			  const struct l2 *to, __u64 now)
+apart int send_on(struct __sk_buff *skb, const struct config *c, struct arrived *a,
+		  const struct l2 *to, __u64 now)
 {
 	struct way way;
-	__u32 before[12] = {}, after[12] = {};
+	__u32 header[12] = {}, sum = 0;
 	__u32 length = a->outer.inner_length;
 	if (a->outer.hop_limit <= c->ttl_step || length > LONGEST ||
 	    find_way(skb, c, to, longest_piece(skb, length), &way, now))
@@ -133,16 +133,17 @@ inline_always int send_on(struct __sk_buff *skb, const struct config *c, struct 
 	a->outer.hop_limit -= c->ttl_step;
 	/* A sum over the whole packet, taken by the device, has to follow the change. */
 	int summed = way.local && way.v4 == a->v4;
-	if (summed)
-		read_header(skb, before, way.v4);
+	if (summed) {
+		read_header(skb, header, way.v4);
+		sum = (__u32)bpf_csum_diff(header, sizeof header, 0, 0, 0);
+	}
 	if (write_outer(skb, c, to, &a->outer, way.v4)) {
 		count(SEND_ERRORS, 1);
 		return DROP;
 	}
 	if (summed) {
-		read_header(skb, after, way.v4);
-		bpf_csum_update(skb, (__u32)bpf_csum_diff(before, sizeof before, after,
-							  sizeof after, 0));
+		read_header(skb, header, way.v4);
+		bpf_csum_update(skb, (__u32)bpf_csum_diff(0, 0, header, sizeof header, sum));
 	}
 	count_tunneled(skb, to, a->outer.inner_length);
 	return leave(skb, &way);
@@ -200,6 +201,51 @@ lost:
 	return DROP;
 }
 
+/*
+ * Looks up whether a packet may come and what is done with it: the verdict, or DECIDED and the
+ * decision.
+ */
+apart int decide(struct __sk_buff *skb, const struct config *c, const struct arrived *a,
+		 struct arrival *decision, __u64 now)
+{
+	__u64 until = now + DECISION_AGE;
+	__u32 table = c->table, slot, why;
+	int allowed = accepts(&a->from, &a->in.source, &a->in.destination, now, &slot, &until);
+	struct route *r = live_route(&a->in.destination, now);
+	if (allowed == NO) {
+		if (a->outer.ip_in_ip && !(r && r->kind == LOCAL))
+			return NEXT;
+		count(ORIGIN_REFUSED, 1);
+		return DROP;
+	}
+	if (!r)
+		why = NO_ROUTE;
+	else if (allowed == ASK || r->kind == UNREACHABLE)
+		why = PASSED;
+	else if (r->kind == LOCAL ? !c->device : !r->transit)
+		why = NOT_FOR_US;
+	else if (r->kind == NEIGHBOR && (same_l2(&r->to, &a->from) || bounces(&a->from, &r->to)))
+		why = WOULD_RETURN;
+	else
+		goto decided;
+	count_received(skb, slot, a->outer.inner_length);
+	count(why, 1);
+	return why == PASSED ? NEXT : DROP;
+decided:
+	/* A Server's Client may have a shorter way: by a Forwarding Agent. */
+	if (r->kind == NEIGHBOR && c->tells && !c->device)
+		tell(skb, a->at, &a->in.source, &a->in.destination, now);
+	not_after(&until, r->until);
+	decision->table = table;
+	decision->until = until;
+	decision->source = a->in.source;
+	decision->destination = a->in.destination;
+	decision->from = a->from;
+	decision->slot = slot;
+	decision->route = *r;
+	return DECIDED;
+}
+
 SEC("classifier")
 int underlay_ingress(struct __sk_buff *skb)
 {
@@ -232,42 +278,16 @@ int underlay_ingress(struct __sk_buff *skb)
 		count(PASSED, 1);
 		return NEXT;
 	}
-	__u32 slot;
-	int allowed = accepts(&a.from, &a.in.source, &a.in.destination, now, &slot);
-	if (allowed == NO) {
-		struct route *wanted = live_route(&a.in.destination, now);
-		if (a.outer.ip_in_ip && !(wanted && wanted->kind == LOCAL))
-			return NEXT;
-		count(ORIGIN_REFUSED, 1);
-		return DROP;
-	}
-	count_received(skb, slot, a.outer.inner_length);
-	struct route *r = live_route(&a.in.destination, now);
-	if (!r) {
-		count(NO_ROUTE, 1);
-		return DROP;
-	}
-	if (allowed == ASK || r->kind == UNREACHABLE) {
-		count(PASSED, 1);
+	struct arrival *decision = arrival_of(&a.in);
+	if (!decision)
 		return NEXT;
+	if (unlikely(!arrives(decision, c, &a.in, &a.from, now))) {
+		int verdict = decide(skb, c, &a, decision, now);
+		if (verdict != DECIDED)
+			return verdict;
 	}
-	if (r->kind == LOCAL) {
-		if (c->device)
-			return deliver(skb, c, &a, r);
-		count(NOT_FOR_US, 1);
-		return DROP;
-	}
-	if (!r->transit) {
-		count(NOT_FOR_US, 1);
-		return DROP;
-	}
-	if (same_l2(&r->to, &a.from) || bounces(&a.from, &r->to)) {
-		count(WOULD_RETURN, 1);
-		return DROP;
-	}
-	struct l2 to = r->to;
-	/* A Server's Client may have a shorter way: by a Forwarding Agent. */
-	if (c->tells && !c->device)
-		tell(skb, a.at, &a.in.source, &a.in.destination, now);
-	return send_on(skb, c, &a, &to, now);
+	count_received(skb, decision->slot, a.outer.inner_length);
+	if (likely(decision->route.kind == LOCAL))
+		return deliver(skb, c, &a, &decision->route);
+	return send_on(skb, c, &a, &decision->route.to, now);
 }

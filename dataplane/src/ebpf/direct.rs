@@ -90,7 +90,13 @@ impl State {
 
     pub(super) fn take_used(&mut self) -> Vec<(IpNet, IpNet)> {
         let maps = &mut self.maps;
-        self.direct.keys().filter(|(s, d)| maps.take_used(*s, *d)).copied().collect()
+        let used: Vec<_> =
+            self.direct.keys().filter(|(s, d)| maps.take_used(*s, *d)).copied().collect();
+        if !used.is_empty() {
+            // The next packet of each is to say so again.
+            self.changed();
+        }
+        used
     }
 }
 

@@ -84,6 +84,13 @@ fn monotonic() -> Duration {
     clock_gettime(ClockId::CLOCK_MONOTONIC).map(Duration::from).unwrap_or_default()
 }
 
+/// A number for a state of the table that differs from the one before, and from those that another
+/// process has given within the last seconds: the lower half of the clock.
+pub fn next_table(before: u32) -> u32 {
+    let now = monotonic().subsec_nanos();
+    if now == before { before.wrapping_add(1) } else { now }
+}
+
 /// Whether a time on the programs' clock is yet to come.
 pub fn is_ahead(time: u64) -> bool {
     u128::from(time) > monotonic().as_nanos()
@@ -348,6 +355,8 @@ pub struct Config {
     pub tells: bool,
     /// Whether IP-in-IP leads to this forwarder.
     pub ip_in_ip: bool,
+    /// The state of the table: another number after each change.
+    pub table: u32,
     /// When the programs stop if nobody sets this again.
     pub until: Option<Instant>,
 }
@@ -367,7 +376,7 @@ pub fn config(c: &Config) -> ConfigValue {
         .put(&u32::from(c.tells).to_ne_bytes())
         .put(&u32::from(c.ttl_step).to_ne_bytes())
         .put(&u32::from(c.ip_in_ip).to_ne_bytes())
-        .skip(4)
+        .put(&c.table.to_ne_bytes())
         .put(&until(c.until).to_ne_bytes())
         .bytes
 }

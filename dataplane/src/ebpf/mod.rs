@@ -368,7 +368,9 @@ fn complain(what: &str, error: &dyn std::error::Error) {
 impl ForwardingTable for Ebpf {
     fn apply(&self, change: &Change) {
         self.userspace.apply(change);
-        self.state().apply(change);
+        let mut state = self.state();
+        state.apply(change);
+        state.changed();
     }
 
     fn take_used(&self) -> Vec<(IpNet, IpNet)> {

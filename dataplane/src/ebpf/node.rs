@@ -77,6 +77,7 @@ pub(super) fn configuration(options: &Options) -> Result<(Config, BTreeSet<Strin
         ttl_step: options.ttl_step,
         tells: false,
         ip_in_ip: false,
+        table: super::layout::next_table(0),
         until: options.outlives.map(|t| std::time::Instant::now() + t),
     };
     let mut devices = BTreeSet::new();

@@ -30,6 +30,14 @@ impl State {
         self.attached.attach(program, device, way)
     }
 
+    /// From now on what the programs have decided before does not count any more: to be called
+    /// after each change of what they look up.
+    pub(super) fn changed(&mut self) {
+        self.config.table = layout::next_table(self.config.table);
+        let set = self.maps.set_config(&self.config);
+        set.unwrap_or_else(|e| complain("config", &e));
+    }
+
     /// The interface that a prefix is behind. Until it is told this process goes by what the one
     /// before it knew, or packets would take turns between the short way and the long one.
     pub(super) fn behind(&self, prefix: IpNet) -> Option<Behind> {
@@ -194,6 +202,7 @@ impl State {
     pub(super) fn forget_inherited(&mut self) {
         let Some(inherited) = self.inherited.take() else { return };
         self.maps.remove_inherited(&inherited);
+        self.changed();
         let current: Vec<u32> = self.pods.values().map(|(_, b)| b.ifindex).collect();
         self.maps.retain_pods(&current);
         for (device, way) in self.attached.pinned() {
@@ -214,6 +223,7 @@ impl State {
         // Both ways or none: a firewall that sees one half of a conversation drops it.
         if let Some(route) = self.locals.get(&prefix).copied() {
             self.set_route(prefix, route);
+            self.changed();
         }
         Ok(())
     }
@@ -224,6 +234,7 @@ impl State {
         self.maps.remove_pod(behind.ifindex);
         if let Some(route) = self.locals.get(&prefix).copied() {
             self.set_route(prefix, route);
+            self.changed();
         }
     }
 

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 #![allow(missing_docs)]
 
+mod decisions;
 mod equivalence;
 mod ip_in_ip;
 mod moves;
@@ -27,6 +28,8 @@ const CASES: &[(&str, Case)] = &[
     ("what_the_programs_leave_alone_is_forwarded_in_user_space", equivalence::left_alone),
     ("a_direct_path_is_for_one_pair_and_tells_that_it_is_wanted_and_used", equivalence::direct),
     ("an_entry_ends_at_its_time_with_nobody_to_remove_it", equivalence::expiry),
+    ("a_change_of_the_table_counts_from_the_next_packet_on", decisions::changed),
+    ("no_packet_passes_by_a_route_or_a_sender_that_has_ended", decisions::ended),
     ("a_way_that_changes_is_followed_at_once", ways::followed),
     ("long_segments_get_through_an_underlay_with_a_narrow_path", narrow::long_segments),
     ("agent_and_server_of_one_node_hand_packets_over_in_the_kernel", outlives::one_node),
