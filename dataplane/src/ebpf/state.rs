@@ -103,6 +103,10 @@ impl State {
         }
     }
 
+    fn is_inherited_source(&self, prefix: IpNet) -> bool {
+        self.inherited.as_ref().is_some_and(|i| i.sources.contains(&prefix))
+    }
+
     pub(super) fn remove_route(&mut self, prefix: IpNet) {
         // An engine that has just started has no Server yet and says so. What the last one knew
         // is better than nothing, for a while.
@@ -138,6 +142,9 @@ impl State {
                 senders.push((*from, *until));
                 self.set_source(prefix, senders);
             }
+            // One that has just started accepts nothing straight yet, and says so. Whoever was
+            // accepted by the one before it does not know that, and goes on sending.
+            Change::RemoveSource { prefix } if self.is_inherited_source(prefix.trunc()) => {}
             Change::RemoveSource { prefix } => {
                 let before = self.sources.remove(&prefix.trunc()).unwrap_or_default();
                 self.release(before.into_iter().map(|(from, _)| from));

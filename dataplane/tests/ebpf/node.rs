@@ -4,7 +4,7 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use aero_dataplane::ebpf::{Ebpf, Hooks, Options};
 use aero_dataplane::underlay::Underlay;
@@ -145,9 +145,12 @@ pub fn on<R: Send>(node: &Node, f: impl FnOnce() -> R + Send) -> R {
 }
 
 /// An agent's forwarder as a process of its own. Its table sends everything to the other node,
-/// whose number it is told.
-pub fn spawn(node: &Node, other: u8, prefix: &str) -> Child {
-    let role = format!("{} {} {other} {prefix}", node.netns.name, node.number);
+/// whose number it is told. The first one is told that the other node may send the other prefix;
+/// the next ones are not.
+pub fn spawn(node: &Node, other: (u8, &str), prefix: &str, first: bool) -> Child {
+    let (number, far) = other;
+    let (netns, own) = (&node.netns.name, node.number);
+    let role = format!("{netns} {own} {number} {prefix} {far} {first}");
     let child = Command::new(std::env::current_exe().unwrap())
         .env(CHILD, role)
         .stdin(Stdio::null())
@@ -169,6 +172,7 @@ pub fn child(role: &str) -> ! {
     let mut next = || words.next().unwrap().to_string();
     let (netns, own, other) = (next(), next().parse::<u8>().unwrap(), next());
     let prefix = next();
+    let (far, first) = (format!("{}::/64", next()).parse().unwrap(), next() == "true");
     enter(&netns).unwrap();
     let mut builder = tokio::runtime::Builder::new_multi_thread();
     let runtime = builder.worker_threads(1).enable_all().build().unwrap();
@@ -181,12 +185,16 @@ pub fn child(role: &str) -> ! {
         let userspace = Forwarder::new(underlay, Some(device), sender);
         let options = options(own, "agent", 8061, true, Hooks::Auto);
         let ebpf = Ebpf::open(options, Arc::clone(&userspace)).unwrap();
-        // An engine that has just started knows no way yet, and says so.
+        // An engine that has just started knows no way yet and accepts nobody, and says so.
         ebpf.apply(&Change::RemoveRoute { prefix: "2001:d00::/24".parse().unwrap() });
+        ebpf.apply(&Change::RemoveSource { prefix: far });
         tokio::time::sleep(Duration::from_millis(200)).await;
         let peer = format!("192.0.2.{other}:8061");
         ebpf.apply(&route("2001:d00::/24", to(&peer), false));
-        ebpf.apply(&Change::AddPeer(l2(&peer)));
+        if first {
+            let until = Some(Instant::now() + Duration::from_secs(40));
+            ebpf.apply(&Change::SetSource { prefix: far, from: l2(&peer), until });
+        }
         ebpf.apply(&route(&format!("{prefix}::/64"), NextHop::Local, false));
         ebpf.connect(&PodInterface {
             name: "aeropod",

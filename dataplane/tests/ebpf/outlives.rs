@@ -124,7 +124,8 @@ fn restarted(meanwhile: impl Fn() -> anyhow::Result<()>) -> anyhow::Result<Strin
     let fabric = fabric(&[])?;
     let (a, b) = ("2001:d00:0:1", "2001:d00:0:2");
     let (one, two) = (Node::new(&fabric, 1, a)?, Node::new(&fabric, 2, b)?);
-    let mut agents = [spawn(&one, 2, a), spawn(&two, 1, b)];
+    let both = |first| [spawn(&one, (2, b), a, first), spawn(&two, (1, a), b, first)];
+    let mut agents = both(true);
     let numbered = Numbered { sent: 0.into(), received: 0.into(), stop: AtomicBool::new(false) };
     let (from, at) = (one.pod.udp(&format!("[{a}::1]:0")), two.pod.udp(&format!("[{b}::1]:7002")));
     at.set_read_timeout(Some(Duration::from_millis(500)))?;
@@ -150,7 +151,7 @@ fn restarted(meanwhile: impl Fn() -> anyhow::Result<()>) -> anyhow::Result<Strin
             greeting.context("a connection with both agents dead")?;
             drop(listener);
             meanwhile()?;
-            agents = [spawn(&one, 2, a), spawn(&two, 1, b)];
+            agents = both(false);
             for _ in 0..5 {
                 another_megabyte(received).context("after the next agents took over")?;
             }
