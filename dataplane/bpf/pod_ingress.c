@@ -13,14 +13,18 @@ inline_always int foreign(const struct pod *pod, const struct inner_address *a)
 	return 0;
 }
 
-/*
- * Looks up where a pod's packet goes, whose longest piece has a length: a verdict, or DECIDED and
- * the decision.
- */
-apart int depart(struct __sk_buff *skb, const struct config *c, const struct inner *in,
-		 struct departure *decision, __u32 longest)
+/* Whether a packet of this length is more than the short way can do. */
+inline_always int needs_router(struct __sk_buff *skb, const struct config *c,
+			       const struct inner *in, __u32 length)
 {
-	__u64 now = bpf_ktime_get_coarse_ns(), until = now + DECISION_AGE;
+	return in->hop_limit <= 1 || longest_piece(skb, length) > c->mtu || length > LONGEST;
+}
+
+/* Looks up where a pod's packet goes: a verdict, or DECIDED and the decision. */
+apart int depart(struct __sk_buff *skb, const struct config *c, const struct inner *in,
+		 struct departure *decision, __u64 now)
+{
+	__u64 until = now + DECISION_AGE;
 	__u32 table = c->table, ifindex = skb->ifindex;
 	struct route *own = live_route(&in->source, now);
 	if (!own || own->kind != LOCAL || own->ifindex != ifindex) {
@@ -30,7 +34,8 @@ apart int depart(struct __sk_buff *skb, const struct config *c, const struct inn
 		count(FOREIGN_SOURCE, 1);
 		return DROP;
 	}
-	if (longest > c->mtu)
+	__u32 length = skb->len - ETH_HLEN;
+	if (needs_router(skb, c, in, length))
 		return NEXT;
 	struct hop hop;
 	not_after(&until, own->until);
@@ -38,7 +43,7 @@ apart int depart(struct __sk_buff *skb, const struct config *c, const struct inn
 	    NEIGHBOR)
 		return NEXT;
 	decision->until = 0;
-	if (find_way(skb, c, &hop.to, longest, &decision->way, now))
+	if (find_way(skb, c, &hop.to, longest_piece(skb, length), &decision->way, now))
 		return NEXT;
 	__u64 proof = ip_in_ip_until(&hop.to);
 	decision->ip_in_ip = hop.straight && !decision->way.local && proof > now;
@@ -72,16 +77,14 @@ int pod_ingress(struct __sk_buff *skb)
 	struct departure *decision = departure_of(&in);
 	if (!decision)
 		return NEXT;
-	__u32 length = skb->len - ETH_HLEN;
-	__u32 longest = longest_piece(skb, length);
 	if (unlikely(!departs(decision, c, &in, skb->ifindex, now))) {
-		int verdict = depart(skb, c, &in, decision, longest);
+		int verdict = depart(skb, c, &in, decision, now);
 		if (verdict != DECIDED)
 			return verdict;
 	}
 	const struct way *way = &decision->way;
-	if (in.hop_limit <= 1 || longest > c->mtu || length > LONGEST ||
-	    (way->mtu && longest + longest_outer(way->v4) > way->mtu))
+	__u32 length = skb->len - ETH_HLEN;
+	if (needs_router(skb, c, &in, length) || !fits(way, longest_piece(skb, length)))
 		return NEXT;
 	if (lower_hop_limit(skb, ETH_HLEN, 6))
 		return NEXT;

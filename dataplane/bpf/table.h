@@ -548,7 +548,7 @@ inline_always struct direct *live_direct(const struct inner_address *source,
 
 /* Tells the process that the packet whose inner header is at `at` goes by a Server. */
 apart void tell(struct __sk_buff *skb, __u32 at, const struct inner_address *source,
-			const struct inner_address *destination, __u64 now)
+		const struct inner_address *destination, __u64 now)
 {
 	struct pair pair = {.family = source->family};
 	__builtin_memcpy(pair.source, source->word, sizeof pair.source);

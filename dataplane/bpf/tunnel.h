@@ -91,6 +91,12 @@ inline_always __u32 longest_outer(int v4)
 	return v4 ? sizeof(struct outer4) : sizeof(struct outer6);
 }
 
+/* Whether an inner packet of a length is short enough for what is known of a way. */
+inline_always int fits(const struct way *way, __u32 length)
+{
+	return !way->mtu || length + longest_outer(way->v4) <= way->mtu;
+}
+
 /*
  * Finds the way to a neighbour. By the kernel's own routes, so that there is nothing to keep up to
  * date. Fails if this node has no address of the family, if the packet is for a process of this
@@ -110,17 +116,16 @@ inline_always int find_way(struct __sk_buff *skb, const struct config *c, const 
 		way->ifindex = LOOPBACK;
 		return bpf_map_lookup_elem(&ports, &port) ? 0 : -1;
 	}
-	length += longest_outer(way->v4);
 	__u32 from = skb->ifindex;
 	__u32 index = to->ip[0] ^ to->ip[1] ^ to->ip[2] ^ to->ip[3];
 	index = ((index ^ from) * 0x9e3779b1U) >> 22;
 	struct known_way *entry = bpf_map_lookup_elem(&ways, &index);
 	if (entry && entry->way.until > now && entry->from == from && same_ip(entry->ip, to->ip)) {
 		*way = entry->way;
-		return length > way->mtu ? -1 : 0;
+		return fits(way, length) ? 0 : -1;
 	}
 	struct bpf_fib_lookup fib = {
-		.tot_len = length,
+		.tot_len = length + longest_outer(way->v4),
 		.l4_protocol = IPPROTO_UDP,
 		.sport = c->port,
 		.dport = to->port,

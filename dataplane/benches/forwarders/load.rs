@@ -8,12 +8,10 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
-use nix::sched::{CpuSet, sched_setaffinity};
 use nix::sys::socket::{MsgFlags, MultiHeaders, recvmmsg, sendmmsg, setsockopt, sockopt};
-use nix::unistd::Pid;
 use serde_json::Value;
 
-use super::net::enter;
+use super::net::{enter, pin};
 use super::topology::{Path, pod_address};
 
 /// How long one measurement of throughput takes.
@@ -64,14 +62,6 @@ impl Measure {
                 Ok(vec![("round_trip_across_p50_us", round_trip(path, [0, 1])?)])
             }
         }
-    }
-}
-
-fn pin(cpu: usize) {
-    let mut set = CpuSet::new();
-    // On a machine of one processor there is nothing to choose.
-    if set.set(cpu).is_ok() {
-        let _ = sched_setaffinity(Pid::from_raw(0), &set);
     }
 }
 

@@ -85,7 +85,7 @@ fn monotonic() -> Duration {
 }
 
 /// A number for a state of the table that differs from the one before, and from those that another
-/// process has given within the last seconds: the lower half of the clock.
+/// process has given just now: the clock, to the nanosecond within its second.
 pub fn next_table(before: u32) -> u32 {
     let now = monotonic().subsec_nanos();
     if now == before { before.wrapping_add(1) } else { now }

@@ -282,8 +282,7 @@ impl Ebpf {
         }
         if let Some(outlives) = self.options.outlives {
             state.config.until = Some(now + outlives);
-            let config = state.config.clone();
-            state.maps.set_config(&config).unwrap_or_else(|e| complain("config", &e));
+            state.configure();
         }
     }
 
@@ -307,8 +306,7 @@ impl Ebpf {
             return None;
         }
         state.config.ip_in_ip = true;
-        let config = state.config.clone();
-        state.maps.set_config(&config).unwrap_or_else(|e| complain("config", &e));
+        state.configure();
         Some(proofs)
     }
 

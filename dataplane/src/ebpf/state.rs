@@ -34,6 +34,11 @@ impl State {
     /// after each change of what they look up.
     pub(super) fn changed(&mut self) {
         self.config.table = layout::next_table(self.config.table);
+        self.configure();
+    }
+
+    /// Tells the programs the configuration as it is now.
+    pub(super) fn configure(&mut self) {
         let set = self.maps.set_config(&self.config);
         set.unwrap_or_else(|e| complain("config", &e));
     }

@@ -10,12 +10,11 @@ use aero_dataplane::ebpf::Hooks;
 use aero_protocol::forwarding::{Change, Drop, NextHop, Route};
 use anyhow::{Context, ensure};
 use ipnet::IpNet;
-use nix::sched::{CpuSet, sched_setaffinity};
 use nix::time::{ClockId, clock_gettime};
-use nix::unistd::Pid;
 
+use super::equivalence::{PORT, inner};
 use super::net::{Netns, Node, PATIENCE, fabric};
-use super::node::{Live, l2, route, to};
+use super::node::{Live, l2, on_one_processor, route, to};
 
 const FIRST: &str = "192.0.2.11:8061";
 const SECOND: &str = "192.0.2.12:8061";
@@ -43,7 +42,7 @@ impl World {
             running.connect(OWN);
             running.table().apply(&route(OWN, NextHop::Local, false));
         });
-        let pod = node.pod.udp("[2001:d00:0:1::1]:9000");
+        let pod = node.pod.udp(&format!("[2001:d00:0:1::1]:{PORT}"));
         let (first, second) = (fabric.udp(FIRST), fabric.udp(SECOND));
         Ok(Self { live, pod, first, second, _node: node, _fabric: fabric })
     }
@@ -66,19 +65,7 @@ impl World {
 
     /// Sends one packet to the pod through the tunnel from a neighbour.
     fn send_from(&self, neighbour: &UdpSocket, what: &str) -> anyhow::Result<()> {
-        let payload = what.as_bytes();
-        let length = u16::try_from(8 + payload.len())?;
-        let mut packet = vec![0x60, 0, 0, 0];
-        packet.extend(length.to_be_bytes());
-        packet.extend([17, 64]);
-        for address in ["2001:d00:0:2::1", "2001:d00:0:1::1"] {
-            packet.extend(address.parse::<std::net::Ipv6Addr>()?.octets());
-        }
-        packet.extend(9u16.to_be_bytes());
-        packet.extend(9000u16.to_be_bytes());
-        packet.extend(length.to_be_bytes());
-        packet.extend([0, 0]);
-        packet.extend(payload);
+        let packet = inner("2001:d00:0:2::1", "2001:d00:0:1::1", what);
         neighbour.send_to(&packet, "192.0.2.1:8061").map(drop).context("sending")
     }
 
@@ -100,21 +87,11 @@ fn net(text: &str) -> IpNet {
     text.parse().unwrap()
 }
 
-/// Each processor decides for itself; here it is to be one.
-fn on_one_processor(f: impl FnOnce(&World) -> anyhow::Result<()> + Send) -> anyhow::Result<()> {
-    let alone = || {
-        let mut set = CpuSet::new();
-        set.set(0)?;
-        sched_setaffinity(Pid::from_raw(0), &set)?;
-        f(&World::new()?)
-    };
-    std::thread::scope(|scope| scope.spawn(alone).join().unwrap())
-}
-
 /// Routes, direct paths and senders change between two packets of one conversation: the second one
 /// meets the new ones.
 pub fn changed() -> anyhow::Result<()> {
-    on_one_processor(|world| {
+    on_one_processor(|| {
+        let world = World::new()?;
         let table = world.table();
         let neighbours = [(&world.first, FIRST), (&world.second, SECOND)];
         let until = Instant::now() + Duration::from_secs(600);
@@ -172,7 +149,8 @@ pub fn changed() -> anyhow::Result<()> {
 /// A route and a sender that end in the middle of conversations let no packet through after their
 /// end, by the clock that the programs read, which goes on by ticks.
 pub fn ended() -> anyhow::Result<()> {
-    on_one_processor(|world| {
+    on_one_processor(|| {
+        let world = World::new()?;
         let table = world.table();
         let programs = || clock_gettime(ClockId::CLOCK_MONOTONIC_COARSE).map(Duration::from);
         world.first.set_nonblocking(true)?;

@@ -18,7 +18,7 @@ use super::net::{Netns, Node, PATIENCE, fabric};
 use super::node::{Running, l2, on, route, to};
 
 const POD: &str = "2001:d00:0:1";
-const PORT: u16 = 9000;
+pub const PORT: u16 = 9000;
 
 // Neighbours: a Server by each family, two Clients, a Relay, a Forwarding Agent, the node that the pod left, one whose hand-over
 // has run out, a stranger.
@@ -170,7 +170,7 @@ const FOREIGN: &str = "foreign_source";
 const MALFORMED: &[&[u8]] = &[&[], &[0], &[0x10; 60], &[0x60; 39], &[0x45; 19]];
 
 /// An inner UDP packet with a text.
-fn inner(source: &str, destination: &str, text: &str) -> Vec<u8> {
+pub fn inner(source: &str, destination: &str, text: &str) -> Vec<u8> {
     let mut packet = Vec::new();
     let builder = match (source.parse::<Ipv4Addr>(), destination.parse::<Ipv4Addr>()) {
         (Ok(s), Ok(d)) => PacketBuilder::ipv4(s.octets(), d.octets(), 9),

@@ -23,12 +23,10 @@ use aero_protocol::forwarding::{Change, NextHop, Route};
 use aero_protocol::tunnel::ip_in_ip::Proof;
 use anyhow::ensure;
 use ipnet::IpNet;
-use nix::sched::{CpuSet, sched_setaffinity};
 use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg, setsockopt, sockopt};
-use nix::unistd::Pid;
 use serde::Serialize;
 
-use super::net::{MTU, NODE_MAC, Netns, Node, POD_MAC, fabric};
+use super::net::{MTU, NODE_MAC, Netns, Node, POD_MAC, fabric, pin};
 
 /// From one move to the next.
 const EVERY: Duration = Duration::from_millis(60);
@@ -214,14 +212,6 @@ impl Arrived {
             reordered: among(&self.reordered),
             gap_us,
         }
-    }
-}
-
-fn pin(cpu: usize) {
-    let mut set = CpuSet::new();
-    // On a machine of one processor there is nothing to choose.
-    if set.set(cpu).is_ok() {
-        let _ = sched_setaffinity(Pid::from_raw(0), &set);
     }
 }
 

@@ -6,7 +6,8 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
-use nix::sched::{CloneFlags, setns};
+use nix::sched::{CloneFlags, CpuSet, sched_setaffinity, setns};
+use nix::unistd::Pid;
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
 /// How long to wait for a packet that has to come.
@@ -116,6 +117,15 @@ fn option(socket: &Socket, level: i32, name: i32) {
         libc::setsockopt(socket.as_raw_fd(), level, name, std::ptr::from_ref(&one).cast(), 4)
     };
     assert_eq!(outcome, 0, "{}", std::io::Error::last_os_error());
+}
+
+/// Keeps this thread, and those that it starts, on a processor.
+pub fn pin(cpu: usize) {
+    let mut set = CpuSet::new();
+    // On a machine of one processor there is nothing to choose.
+    if set.set(cpu).is_ok() {
+        let _ = sched_setaffinity(Pid::from_raw(0), &set);
+    }
 }
 
 /// Moves this thread into a namespace.

@@ -14,10 +14,21 @@ use aero_protocol::address::LinkLayerAddress;
 use aero_protocol::forwarding::{Change, NextHop, Route};
 use tokio::sync::mpsc;
 
-use super::net::{MTU, NODE_MAC, Node, POD_MAC, enter};
+use super::net::{MTU, NODE_MAC, Node, POD_MAC, enter, pin};
 
 /// Where pins go.
 pub const ROOT: &str = "/sys/fs/bpf/aero";
+/// As what the other node may send to an agent's forwarder.
+#[derive(Debug, Clone, Copy)]
+pub enum Accepts {
+    /// It may send everything.
+    Peer,
+    /// It may send the other prefix.
+    Source,
+    /// As whatever the process before it was told; this one is told nothing.
+    Inherited,
+}
+
 /// Set in processes that are a forwarder: namespace, number of the node, role.
 pub const CHILD: &str = "AERO_TEST_FORWARDER";
 
@@ -144,13 +155,21 @@ pub fn on<R: Send>(node: &Node, f: impl FnOnce() -> R + Send) -> R {
     })
 }
 
+/// Runs `f` on one processor: each of them keeps beliefs and decisions of its own.
+pub fn on_one_processor<R: Send>(f: impl FnOnce() -> R + Send) -> R {
+    let alone = || {
+        pin(0);
+        f()
+    };
+    std::thread::scope(|scope| scope.spawn(alone).join().unwrap())
+}
+
 /// An agent's forwarder as a process of its own. Its table sends everything to the other node,
-/// whose number it is told. The first one is told that the other node may send the other prefix;
-/// the next ones are not.
-pub fn spawn(node: &Node, other: (u8, &str), prefix: &str, first: bool) -> Child {
+/// whose number it is told.
+pub fn spawn(node: &Node, other: (u8, &str), prefix: &str, accepts: Accepts) -> Child {
     let (number, far) = other;
     let (netns, own) = (&node.netns.name, node.number);
-    let role = format!("{netns} {own} {number} {prefix} {far} {first}");
+    let role = format!("{netns} {own} {number} {prefix} {far} {accepts:?}");
     let child = Command::new(std::env::current_exe().unwrap())
         .env(CHILD, role)
         .stdin(Stdio::null())
@@ -172,7 +191,7 @@ pub fn child(role: &str) -> ! {
     let mut next = || words.next().unwrap().to_string();
     let (netns, own, other) = (next(), next().parse::<u8>().unwrap(), next());
     let prefix = next();
-    let (far, first) = (format!("{}::/64", next()).parse().unwrap(), next() == "true");
+    let (far, accepts) = (format!("{}::/64", next()).parse().unwrap(), next());
     enter(&netns).unwrap();
     let mut builder = tokio::runtime::Builder::new_multi_thread();
     let runtime = builder.worker_threads(1).enable_all().build().unwrap();
@@ -191,7 +210,9 @@ pub fn child(role: &str) -> ! {
         tokio::time::sleep(Duration::from_millis(200)).await;
         let peer = format!("192.0.2.{other}:8061");
         ebpf.apply(&route("2001:d00::/24", to(&peer), false));
-        if first {
+        if accepts == format!("{:?}", Accepts::Peer) {
+            ebpf.apply(&Change::AddPeer(l2(&peer)));
+        } else if accepts == format!("{:?}", Accepts::Source) {
             let until = Some(Instant::now() + Duration::from_secs(40));
             ebpf.apply(&Change::SetSource { prefix: far, from: l2(&peer), until });
         }

@@ -12,7 +12,7 @@ use aero_protocol::forwarding::{Change, NextHop};
 use anyhow::{Context, ensure};
 
 use super::net::{Node, PATIENCE, fabric};
-use super::node::{ROOT, Running, l2, on, options, route, spawn, to};
+use super::node::{Accepts, ROOT, Running, l2, on, options, route, spawn, to};
 
 /// A stream between two pods that goes on until it is told to end.
 pub fn stream<R>(
@@ -124,8 +124,8 @@ fn restarted(meanwhile: impl Fn() -> anyhow::Result<()>) -> anyhow::Result<Strin
     let fabric = fabric(&[])?;
     let (a, b) = ("2001:d00:0:1", "2001:d00:0:2");
     let (one, two) = (Node::new(&fabric, 1, a)?, Node::new(&fabric, 2, b)?);
-    let both = |first| [spawn(&one, (2, b), a, first), spawn(&two, (1, a), b, first)];
-    let mut agents = both(true);
+    let both = |of_two| [spawn(&one, (2, b), a, Accepts::Peer), spawn(&two, (1, a), b, of_two)];
+    let mut agents = both(Accepts::Source);
     let numbered = Numbered { sent: 0.into(), received: 0.into(), stop: AtomicBool::new(false) };
     let (from, at) = (one.pod.udp(&format!("[{a}::1]:0")), two.pod.udp(&format!("[{b}::1]:7002")));
     at.set_read_timeout(Some(Duration::from_millis(500)))?;
@@ -151,7 +151,7 @@ fn restarted(meanwhile: impl Fn() -> anyhow::Result<()>) -> anyhow::Result<Strin
             greeting.context("a connection with both agents dead")?;
             drop(listener);
             meanwhile()?;
-            agents = both(false);
+            agents = both(Accepts::Inherited);
             for _ in 0..5 {
                 another_megabyte(received).context("after the next agents took over")?;
             }

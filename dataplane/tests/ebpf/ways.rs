@@ -7,11 +7,9 @@ use std::time::{Duration, Instant};
 use aero_dataplane::ebpf::Hooks;
 use aero_protocol::forwarding::{Change, NextHop};
 use anyhow::{Context, ensure};
-use nix::sched::{CpuSet, sched_setaffinity};
-use nix::unistd::Pid;
 
 use super::net::{Netns, Node, PATIENCE, UNDERLAY_MTU, fabric};
-use super::node::{Live, l2, route, to};
+use super::node::{Live, l2, on_one_processor, route, to};
 
 const NEIGHBOUR: &str = "192.0.2.11:8061";
 /// Between two packets: what one of them has learned the next ones go by.
@@ -48,14 +46,7 @@ fn arrived(socket: &UdpSocket) -> usize {
 /// The neighbour's link-layer address changes, and then the route to it: packets that follow each
 /// other closely go where the kernel says they should.
 pub fn followed() -> anyhow::Result<()> {
-    // Each processor has its own beliefs; here it is to be one.
-    let alone = || {
-        let mut set = CpuSet::new();
-        set.set(0)?;
-        sched_setaffinity(Pid::from_raw(0), &set)?;
-        follow()
-    };
-    std::thread::scope(|scope| scope.spawn(alone).join().unwrap())
+    on_one_processor(follow)
 }
 
 fn follow() -> anyhow::Result<()> {

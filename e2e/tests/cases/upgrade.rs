@@ -15,7 +15,7 @@ const CONFLIST: &str = "/etc/cni/net.d/00-aero.conflist";
 const TAG: &str = "next";
 /// Longest silence of a pod while agents, Servers and operators are replaced, with the forwarder in
 /// the kernel on all nodes.
-const SILENCE: Duration = Duration::from_secs(2);
+const SILENCE: Duration = Duration::from_secs(1);
 /// The same where packets wait for the agent, and senders that went straight have to notice.
 const SILENCE_IN_USER_SPACE: Duration = Duration::from_secs(4);
 /// How often there and back: what agents inherit from each other shows when they follow each other
